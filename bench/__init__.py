@@ -1,0 +1,1 @@
+"""Benchmarks: each prints a table and is run by `make bench`, never by the tests."""

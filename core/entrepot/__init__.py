@@ -1,0 +1,5 @@
+"""The library that every part of Entrepot stands on.
+
+`oci` and `content` are pure: grammar, manifests, filters, the algebra of versions. `db`, `blobs` and `upstream` do the I/O: the content
+model in PostgreSQL, the bytes in S3, the registries that are mirrored. Nothing here imports from a part above.
+"""

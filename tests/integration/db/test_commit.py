@@ -1,0 +1,281 @@
+"""The one commit function: what it makes, what it refuses, and that history never changes."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from entrepot.db import content
+from entrepot.db.content import Change, LedgerEntry
+from entrepot.db.pool import Connection, connect
+from entrepot.errors import BlobNotInRepository, ManifestNotInRepository, RepositoryGone, StillReferenced, VersionMoved
+from tests import contents
+from tests.conftest import Database
+from tests.contents import commit, image, make_repository, push, put, store
+
+
+@pytest.fixture
+async def owner(database: Database) -> AsyncIterator[Connection]:
+    connection = await connect(database.settings(), application="test")
+    yield connection
+    await connection.close()
+
+
+async def tags_at(owner: Connection, repository: int, number: int) -> dict[str, int]:
+    rows = await owner.fetch(
+        "select name, manifest from tag where repository = $1 and added <= $2 and (removed is null or removed > $2)",
+        repository,
+        number,
+    )
+    return {row["name"]: row["manifest"] for row in rows}
+
+
+async def manifests_at(owner: Connection, repository: int, number: int) -> set[int]:
+    rows = await owner.fetch(
+        "select manifest from repository_manifest where repository = $1 and added <= $2 and (removed is null or removed > $2)",
+        repository, number,
+    )  # fmt: skip
+    return {row["manifest"] for row in rows}
+
+
+async def summary(owner: Connection, repository: int, number: int) -> dict[str, int]:
+    row = await owner.fetchrow("select * from version where repository = $1 and number = $2", repository, number)
+    assert row is not None
+    return dict(row)
+
+
+async def test_a_first_image_makes_version_1_with_true_counts(owner: Connection) -> None:
+    repository = await make_repository(owner)
+    one = image(b"layer", b"another")
+    await push(owner, repository, "latest", one)
+    row = await summary(owner, repository, 1)
+    assert (row["base"], row["tags"], row["manifests"], row["indexes"], row["blobs"]) == (0, 1, 1, 0, 3)
+    assert (row["added_tags"], row["added_manifests"], row["added_blobs"]) == (1, 1, 3)
+    assert row["size"] == len(one.body) + sum(map(len, one.blobs))
+
+
+async def test_an_index_counts_as_a_manifest_too(owner: Connection) -> None:
+    repository = await make_repository(owner)
+    await push(owner, repository, "multi", image(b"a"), image(b"b", architecture="arm64"))
+    row = await summary(owner, repository, 1)
+    assert (row["manifests"], row["indexes"], row["blobs"]) == (3, 1, 4)
+
+
+async def test_what_changes_nothing_makes_no_version(owner: Connection) -> None:
+    repository = await make_repository(owner)
+    await push(owner, repository, "latest", image(b"layer"))
+    [manifest] = await put(owner, image(b"layer"))
+    again = await commit(
+        owner, repository, Change(tags={"latest": manifest}, add_manifests=[manifest], untag=["absent"])
+    )
+    assert (again.outcome, again.version) == ("NoChange", None)
+    assert await owner.fetchval("select count(*) from version") == 1
+
+
+async def test_a_moved_tag_counts_as_one_added_and_one_removed(owner: Connection) -> None:
+    repository = await make_repository(owner)
+    await push(owner, repository, "latest", image(b"one"))
+    await push(owner, repository, "latest", image(b"two"))
+    row = await summary(owner, repository, 2)
+    assert (row["added_tags"], row["removed_tags"], row["tags"], row["manifests"]) == (1, 1, 1, 2)
+    assert (await tags_at(owner, repository, 1)) != (await tags_at(owner, repository, 2))
+
+
+async def test_the_same_ledger_entry_is_never_applied_twice(owner: Connection) -> None:
+    repository = await make_repository(owner)
+    await store(owner, repository, *image(b"x").blobs)
+    [manifest] = await put(owner, image(b"x"))
+    entry = LedgerEntry("ContentChange", "change", "hash")
+    change = Change(tags={"a": manifest}, add_manifests=[manifest])
+    first = await commit(owner, repository, change, ledger=entry)
+    await commit(owner, repository, Change(untag=["a"]))
+    again = await commit(owner, repository, change, ledger=entry)
+    assert (first.outcome, first.version) == ("Changed", 1)
+    assert (again.outcome, again.version) == ("AlreadyApplied", 1)
+    assert await tags_at(owner, repository, 2) == {}
+
+
+async def test_a_manifest_may_name_only_blobs_linked_to_its_repository(owner: Connection) -> None:
+    repository = await make_repository(owner)
+    elsewhere = await make_repository(owner, namespace="other")
+    await store(owner, elsewhere, *image(b"secret").blobs)
+    [manifest] = await put(owner, image(b"secret"))
+    with pytest.raises(BlobNotInRepository, match="is not in the repository"):
+        await commit(owner, repository, Change(add_manifests=[manifest]))
+    assert await owner.fetchval("select latest from repository where id = $1", repository) == 0
+
+
+async def test_a_tag_may_point_only_at_a_manifest_of_its_repository(owner: Connection) -> None:
+    repository = await make_repository(owner)
+    [manifest] = await put(owner, image(b"x"))
+    with pytest.raises(ManifestNotInRepository, match="tag a"):
+        await commit(owner, repository, Change(tags={"a": manifest}))
+
+
+async def test_what_is_tagged_or_listed_is_not_removed(owner: Connection) -> None:
+    repository = await make_repository(owner)
+    one, two = image(b"a"), image(b"b", architecture="arm64")
+    await push(owner, repository, "multi", one, two)
+    first, _, both = await put(owner, one, two, contents.index(one, two))
+    with pytest.raises(StillReferenced, match=one.digest):
+        await commit(owner, repository, Change(remove_manifests=[first]))
+    with pytest.raises(StillReferenced):
+        await commit(owner, repository, Change(remove_manifests=[both]))
+    done = await commit(owner, repository, Change(untag=["multi"], remove_manifests=[both, first]))
+    assert done.outcome == "Changed"
+
+
+async def test_a_change_for_another_base_is_refused(owner: Connection) -> None:
+    repository = await make_repository(owner)
+    await push(owner, repository, "latest", image(b"x"))
+    with pytest.raises(VersionMoved, match="latest version is 1, not 7"):
+        await commit(owner, repository, Change(untag=["latest"], base=7))
+
+
+async def test_a_deleted_repository_takes_no_commit(owner: Connection) -> None:
+    repository = await make_repository(owner)
+    await owner.execute("update repository set deleted_at = now(), purge_after = now()")
+    with pytest.raises(RepositoryGone):
+        await commit(owner, repository, Change(untag=["x"]))
+
+
+async def test_numbers_never_go_back(owner: Connection) -> None:
+    repository = await make_repository(owner)
+    await owner.execute("update repository set last_number = 41 where id = $1", repository)
+    await push(owner, repository, "latest", image(b"x"))
+    assert await owner.fetchval("select latest from repository where id = $1", repository) == 42
+
+
+async def test_concurrent_commits_follow_one_another(database: Database, owner: Connection) -> None:
+    repository = await make_repository(owner)
+    await store(owner, repository, *image(b"x").blobs)
+    [manifest] = await put(owner, image(b"x"))
+
+    async def tag(number: int) -> None:
+        connection = await connect(database.settings(), application="test")
+        await commit(connection, repository, Change(tags={f"t{number}": manifest}, add_manifests=[manifest]))
+        await connection.close()
+
+    await asyncio.gather(*(tag(n) for n in range(10)))
+    rows = await owner.fetch("select number, tags, base from version order by number")
+    assert [(r["number"], r["tags"], r["base"]) for r in rows] == [(n, n, n - 1) for n in range(1, 11)]
+
+
+async def test_the_syncer_may_commit_and_the_registry_may_not(database: Database, owner: Connection) -> None:
+    repository = await make_repository(owner)
+    await store(owner, repository, *image(b"x").blobs)
+    [manifest] = await put(owner, image(b"x"))
+    syncer = await connect(database.settings("syncer"), application="test")
+    assert (await commit(syncer, repository, Change(add_manifests=[manifest]))).version == 1
+    await syncer.close()
+    registry = await connect(database.settings("registry"), application="test")
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await commit(registry, repository, Change(remove_manifests=[manifest]))
+    await registry.close()
+
+
+async def test_the_first_writer_of_a_blob_keeps_its_bytes(owner: Connection) -> None:
+    first, second = await content.begin_objects(owner, owner="test", count=2)
+    digest = contents.sha256(b"x" * 100_000)
+    for key in (first, second):
+        await content.store_blobs(owner, [content.StoredBlob(digest=digest, size=100_000, object_key=key)])
+    assert await owner.fetchval("select object_key from blob") == first
+    left = await owner.fetch("select key, delete_after is not null as doomed from object")
+    assert [(row["key"], row["doomed"]) for row in left] == [(second, True)]
+
+
+async def test_the_body_is_kept_to_the_byte(owner: Connection) -> None:
+    repository = await make_repository(owner)
+    odd = image(b"x", annotations={"plain": "ü", "surrogate pair": "\N{PACKAGE}"}, labels={"a": "ü"})
+    await push(owner, repository, "latest", odd)
+    assert await owner.fetchval("select body from manifest") == odd.body
+
+
+IMAGES = [image(bytes([65 + n]), b"shared", architecture=f"a{n}") for n in range(5)]
+OPERATIONS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "tags": st.dictionaries(st.sampled_from("abcd"), st.integers(0, 4), max_size=3),
+            "untag": st.lists(st.sampled_from("abcd"), max_size=2),
+            "add": st.sets(st.integers(0, 4), max_size=3),
+            "remove": st.sets(st.integers(0, 4), max_size=2),
+        }
+    ),
+    max_size=12,
+)
+
+
+@pytest.mark.allow_blocking
+def test_every_version_reads_later_as_it_was_made(template_database: str, database: Database) -> None:
+    """For any sequence of changes: versions equal a model's, summaries equal recounts, counters equal their meaning."""
+
+    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(OPERATIONS)
+    def holds(operations: list[dict[str, object]]) -> None:
+        asyncio.run(_check_history(database, operations))
+
+    holds()
+
+
+async def _check_history(database: Database, operations: list[dict[str, object]]) -> None:
+    owner = await connect(database.settings(), application="test")
+    try:
+        repository = await make_repository(owner, namespace=uuid.uuid4().hex)
+        await store(owner, repository, *(blob for one in IMAGES for blob in one.blobs))
+        ids = await put(owner, *IMAGES)
+        tags: dict[str, int] = {}
+        members: set[int] = set()
+        history: dict[int, tuple[dict[str, int], set[int]]] = {}
+        for operation in operations:
+            wanted_tags = {name: ids[n] for name, n in operation["tags"].items()}  # type: ignore[attr-defined]
+            add = {ids[n] for n in operation["add"]} | set(wanted_tags.values())  # type: ignore[attr-defined]
+            remove = {ids[n] for n in operation["remove"]} - add  # type: ignore[attr-defined]
+            new_tags = {k: v for k, v in tags.items() if k not in operation["untag"]} | wanted_tags  # type: ignore[operator]
+            remove -= set(new_tags.values())
+            new_members = (members | add) - remove
+            done = await commit(
+                owner,
+                repository,
+                Change(
+                    tags=wanted_tags,
+                    untag=operation["untag"],
+                    add_manifests=sorted(add),
+                    remove_manifests=sorted(remove),
+                ),  # type: ignore[arg-type]
+            )
+            assert (done.outcome == "NoChange") == ((new_tags, new_members) == (tags, members))
+            tags, members = new_tags, new_members
+            if done.version is not None:
+                history[done.version] = (dict(tags), set(members))
+        for number, (then_tags, then_members) in history.items():
+            assert await tags_at(owner, repository, number) == then_tags
+            assert await manifests_at(owner, repository, number) == then_members
+            row = await summary(owner, repository, number)
+            blobs = await owner.fetch(
+                "select distinct blob from manifest_blob where manifest = any ($1)", list(then_members)
+            )
+            assert (row["tags"], row["manifests"], row["blobs"]) == (len(then_tags), len(then_members), len(blobs))
+            before_tags, before_members = history.get(row["base"], ({}, set()))
+            assert row["added_manifests"] == len(then_members - before_members)
+            assert row["removed_manifests"] == len(before_members - then_members)
+            assert row["added_tags"] == len(then_tags.items() - before_tags.items())
+            assert row["removed_tags"] == len(before_tags.items() - then_tags.items())
+        wrong = await owner.fetch(
+            """
+            select l.blob from repository_blob l where l.repository = $1 and (
+                l.in_latest <> (select count(distinct e.manifest) from manifest_blob e
+                    join repository_manifest m on m.manifest = e.manifest and m.repository = $1 and m.removed is null where e.blob = l.blob)
+                or l.in_any <> (select count(distinct e.manifest) from manifest_blob e
+                    join repository_manifest m on m.manifest = e.manifest and m.repository = $1 where e.blob = l.blob))
+            """,
+            repository,
+        )
+        assert wrong == []
+    finally:
+        await owner.close()

@@ -16,6 +16,7 @@ How it is laid out (each module quotes the rule it implements, with its source):
     scope        what a token is asked for
     link         Link, for pages
     paging       n and last
+    scanner      the cursor that challenge and link read with
     hosts        Docker Hub's names, origins, the credentials that belong to a host
 
 Two habits hold throughout. Input is bounded before it is looked at, and a regular expression is only ever applied to

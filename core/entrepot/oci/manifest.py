@@ -263,9 +263,16 @@ def config_platform(config: bytes) -> tuple[Platform | None, dict[str, str]]:
     labels = found if isinstance(found, dict) else {}
     # PostgreSQL's text holds no NUL character.
     clean = {k: v for k, v in labels.items() if isinstance(v, str) and "\0" not in k and "\0" not in v}
-    if not (wire.os or wire.architecture) or _has_nul(wire):
-        return None, clean
-    return _platform(wire), clean
+    platform = _platform(wire)
+    says = (
+        platform.os,
+        platform.architecture,
+        platform.variant,
+        platform.os_version,
+        platform.os_features,
+        platform.features,
+    )
+    return (None if says[:2] == ("", "") or _has_nul(says) else platform), clean
 
 
 def _classify_cosign(manifest: Manifest) -> Kind | None:
@@ -395,7 +402,7 @@ def _annotations(wire: _Annotations | None) -> dict[str, str]:
 
 
 def _has_nul(value: object) -> bool:
-    """Whether any string in a decoded struct holds one. `_deeper_than` has bounded the depth."""
+    """Whether any string in a decoded value holds one. The types above bound the depth."""
     match value:
         case str():
             return "\0" in value

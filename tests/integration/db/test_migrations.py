@@ -12,6 +12,7 @@ from entrepot.db.pool import REQUIRED_SCHEMA, open_pool, schema_is_ready
 from entrepot.errors import DatabaseUnavailable
 from entrepot.settings import DatabaseSettings
 from tests.conftest import Database, Postgres, free_port
+from tests.schema import SCHEMA, dump
 
 
 async def test_migrating_again_changes_nothing(database: Database) -> None:
@@ -58,3 +59,8 @@ async def test_parts_have_only_the_rights_they_need(database: Database) -> None:
             "select commit_content(1,'','','{}','{}','{}','{}','{}','{}','{}',null,null,null,null,false,false)"
         )
     await connection.close()
+
+
+@pytest.mark.allow_blocking
+async def test_the_schema_file_equals_the_sum_of_the_migrations(database: Database) -> None:
+    assert SCHEMA.read_text() == dump(database.server, database.name), "run `make schema` and look at what changed"

@@ -41,7 +41,7 @@ def test_a_filter_without_entries_selects_everything_and_needs_a_listing() -> No
     assert TagFilter().selects("latest")
     assert TagFilter().exact_names is None
     assert TagFilter(("v1", "v*")).exact_names is None
-    assert TagFilter(("v1", "v2", "not a tag"), ("v2",)).exact_names == {"v1"}
+    assert TagFilter(("v1", "v2", "not a tag"), ("v2",)).exact_names == frozenset({"v1"})
 
 
 def test_upper_and_lower_case_differ() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import sys
 import time
@@ -139,7 +140,7 @@ def test_the_media_type_is_the_bodys_then_the_headers_then_a_guess(
         (image(mediaType=...), media_types.OCI_INDEX, "list of manifests"),
         (index(mediaType=...), media_types.OCI_MANIFEST, "never both"),
         (index(manifests=...), None, "list of manifests"),
-        (image(config=...), None, "has a config"),
+        ({"schemaVersion": 2, "mediaType": media_types.OCI_MANIFEST, "layers": []}, None, "has a config"),
         ({"schemaVersion": 2}, None, "neither"),
         (image(schemaVersion=3), None, "schemaVersion"),
         (image(schemaVersion=...), None, "schemaVersion"),
@@ -287,10 +288,8 @@ def test_four_hostile_megabytes_take_bounded_time(filler: bytes) -> None:
     head = json.dumps(index())[:-1].encode() + b',"x":['
     body = head + filler * ((manifests.MAX_MANIFEST_SIZE - len(head) - 10) // len(filler)) + b"0]}"
     begin = time.perf_counter()
-    try:
+    with contextlib.suppress(ManifestInvalid):
         parse(body)
-    except ManifestInvalid:
-        pass
     assert time.perf_counter() - begin < 5
 
 
@@ -319,8 +318,14 @@ def check(body: bytes, content_type: str | None) -> None:
     try:
         found = parse(body, content_type=content_type)
     except ManifestInvalid as error:
-        assert len(str(error)) < 1000
+        message = str(error)
+    else:
+        check_sound(found, body)
         return
+    assert len(message) < 1000
+
+
+def check_sound(found: Manifest, body: bytes) -> None:
     assert found.body == body
     assert found.media_type in media_types.MANIFEST_TYPES
     assert not (found.children and (found.layers or found.config))

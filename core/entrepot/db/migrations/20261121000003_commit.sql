@@ -35,6 +35,7 @@ declare
     new_number bigint;
     tag_names text[];
     tag_manifests bigint[];
+    tags_touched text[];
     tags_gone text[];
     manifests_in bigint[];
     manifests_new bigint[];
@@ -44,6 +45,11 @@ declare
     offender text;
     change record;
 begin
+    if cardinality(p_tag_names) + cardinality(p_manifests_add) + cardinality(p_manifests_remove) > 1000 then
+        -- A plan that knows the arrays looks them up by hash; one made for any array compares element by element. Statistics
+        -- lag behind a large sync, and a nested loop chosen from old ones takes minutes where a hash join takes milliseconds.
+        perform set_config('plan_cache_mode', 'force_custom_plan', true), set_config('enable_nestloop', 'off', true);
+    end if;
     select * into repo from repository r where r.id = p_repository for update;
     if not found or repo.deleted_at is not null then
         raise exception 'the repository does not exist' using errcode = 'EN001';
@@ -71,10 +77,10 @@ begin
             select from tag t
             where t.repository = p_repository and t.name = wanted.name and t.removed is null and t.manifest = wanted.manifest
         );
+    tags_touched := tag_names || array(select unnest(p_untag) except select unnest(p_tag_names));
     tags_gone := array(
         select t.name from tag t
-        where t.repository = p_repository and t.removed is null
-            and t.name = any (tag_names || array(select unnest(p_untag) except select unnest(p_tag_names)))
+        where t.repository = p_repository and t.removed is null and t.name = any (tags_touched)
         order by t.name
     );
     manifests_in := array(

@@ -1,0 +1,241 @@
+"""What every object of the chart must be, whatever the values: restricted, without secrets, the same at each rendering."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.unit.chart.pod_security import violations
+from tests.unit.chart.rendering import CHART, TOP, containers, environment, find, helm, pods, render, rendered_text
+
+VARIATIONS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "one of each": {"registry": {"replicas": 1}, "token": {"replicas": 1}},
+    "behind an ingress": {"externalURLs": ["https://registry.example.com", "http://localhost:30500"], "registry": {"service": {"type": "ClusterIP"}}},
+    "scheduling": {
+        "nodeSelector": {"kubernetes.io/os": "linux"},
+        "tolerations": [{"key": "dedicated", "operator": "Exists", "effect": "NoSchedule"}],
+        "priorityClassName": "system-cluster-critical",
+        "imagePullSecrets": [{"name": "regcred"}],
+        "commonLabels": {"team": "platform"},
+    },
+    "pinned images": {
+        "image": {"registry": "registry.example.com:5000", "repository": "a/b", "digest": f"sha256:{'0' * 64}"},
+        "storage": {"embedded": {"image": {"tag": "v1"}}},
+    },
+    "long name": {"fullnameOverride": "a" * 40},
+}  # fmt: skip
+
+
+@pytest.fixture(params=VARIATIONS)
+def values(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Values of an installation that somebody could want."""
+    return VARIATIONS[request.param]
+
+
+def test_helm_has_nothing_to_complain_about() -> None:
+    done = helm("lint", "--strict", str(CHART))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_two_renderings_are_the_same(values: dict[str, Any]) -> None:
+    assert rendered_text(values) == rendered_text(values)
+
+
+def test_every_pod_passes_the_restricted_profile(values: dict[str, Any]) -> None:
+    found = dict(pods(render(values)))
+    assert len(found) == 7
+    assert {name: list(violations(pod["spec"])) for name, pod in found.items()} == {name: [] for name in found}
+
+
+def test_every_container_has_a_read_only_root_file_system_and_bounded_memory(values: dict[str, Any]) -> None:
+    for name, pod in pods(render(values)):
+        for container in containers(pod):
+            where = f"{name} {container['name']}"
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True, where
+            assert container["terminationMessagePolicy"] == "FallbackToLogsOnError", where
+            assert container["resources"]["limits"]["memory"], where
+            assert container["resources"]["requests"].keys() == {"cpu", "memory"}, where
+            assert any(mount["mountPath"] == "/tmp" for mount in container["volumeMounts"]), where
+
+
+def test_only_the_operator_and_the_set_up_have_a_token_of_the_api_server() -> None:
+    objects = render()
+    accounts = {item["metadata"]["name"]: item for item in objects if item["kind"] == "ServiceAccount"}
+    with_token = set()
+    for _, pod in pods(objects):
+        assert pod["spec"]["enableServiceLinks"] is False
+        account = accounts[pod["spec"]["serviceAccountName"]]
+        if pod["spec"].get("automountServiceAccountToken", account.get("automountServiceAccountToken", True)):
+            with_token.add(account["metadata"]["name"])
+    assert with_token == {"entrepot-operator", "entrepot-setup"}
+
+
+def test_long_running_containers_have_probes(values: dict[str, Any]) -> None:
+    for item in render(values):
+        if item["kind"] in {"Deployment", "StatefulSet"}:
+            for container in item["spec"]["template"]["spec"]["containers"]:
+                assert {"startupProbe", "livenessProbe", "readinessProbe"} <= container.keys(), item["metadata"]["name"]
+
+
+def test_the_chart_holds_no_secret(values: dict[str, Any]) -> None:
+    objects = render(values)
+    assert not [item for item in objects if item["kind"] == "Secret"]
+    for name, pod in pods(objects):
+        for container in containers(pod):
+            given = environment(container)
+            assert not [key for key in given if re.search("PASSWORD|SECRET_ACCESS|ACCESS_KEY", key)], name
+            assert all(
+                "@" not in value or re.fullmatch(r"postgresql://[a-z_]+@[a-z-]+:5432/[a-z]+", value)
+                for value in given.values()
+            ), name
+
+
+def test_a_part_gets_its_own_password_only() -> None:
+    for name, pod in pods(render()):
+        for container in containers(pod):
+            keys = {
+                item["valueFrom"]["secretKeyRef"]["key"]
+                for item in container["env"]
+                if item.get("valueFrom", {}).get("secretKeyRef", {}).get("name") == "entrepot-database"
+            }
+            expected = {
+                "migrate": {"owner-password"},
+                "postgres": {"postgres-password"},
+                "setup": set(),
+                "versitygw": set(),
+            }
+            assert keys == expected.get(container["name"], {f"{container['name']}-password"}), name
+
+
+def test_only_those_who_need_them_mount_keys() -> None:
+    mounted: dict[str, set[str]] = {}
+    for _, pod in pods(render()):
+        for volume in pod["spec"].get("volumes", []):
+            if "secret" in volume:
+                mounted.setdefault(volume["secret"]["secretName"], set()).add(
+                    pod["metadata"]["labels"]["app.kubernetes.io/component"]
+                )
+    assert mounted == {"entrepot-signing-keys": {"token"}, "entrepot-credentials-key": {"operator", "syncer"}}
+
+
+def test_names_fit_kubernetes(values: dict[str, Any]) -> None:
+    for item in render(values):
+        name = item["metadata"]["name"]
+        assert len(name) <= (63 if not item["kind"].startswith("ClusterRole") else 253), name
+        for key, value in item["metadata"]["labels"].items():
+            assert re.fullmatch(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?", str(value)), f"{name}: {key}"
+        if item["kind"] == "StatefulSet":
+            assert len(f"{name}-0") + len("-0123456789") <= 63, "controller-revision-hash is a label"
+
+
+def test_selectors_find_the_pods_and_nothing_else(values: dict[str, Any]) -> None:
+    objects = render(values)
+    labels = {name: pod["metadata"]["labels"] for name, pod in pods(objects)}
+    for item in objects:
+        if item["kind"] in {"Service", "PodDisruptionBudget"}:
+            selector = item["spec"]["selector"]
+            selector = selector.get("matchLabels", selector)
+            found = [name for name, given in labels.items() if selector.items() <= given.items()]
+            assert len(found) == 1, item["metadata"]["name"]
+
+
+def test_services_lead_to_ports_that_exist() -> None:
+    objects = render()
+    named = {
+        (pod["metadata"]["labels"]["app.kubernetes.io/component"], port["name"])
+        for _, pod in pods(objects)
+        for container in containers(pod)
+        for port in container.get("ports", [])
+    }
+    for item in objects:
+        if item["kind"] == "Service":
+            component = item["spec"]["selector"]["app.kubernetes.io/component"]
+            assert all((component, port["targetPort"]) in named for port in item["spec"]["ports"]), item["metadata"][
+                "name"
+            ]
+
+
+def test_the_set_up_job_changes_its_name_when_and_only_when_its_pod_changes() -> None:
+    def name(values: dict[str, Any], *arguments: str) -> str:
+        return str(find(render(values, *arguments), "Job", "entrepot-setup-")["metadata"]["name"])
+
+    assert name({}) == name({"registry": {"replicas": 5}})
+    assert name({}) != name({"image": {"tag": "other"}})
+    assert name({}) != name({"storage": {"bucket": "other"}})
+    assert name({}) == name({}, "--is-upgrade")
+
+
+def test_a_changed_image_rolls_every_part() -> None:
+    before, after = (dict(pods(render(values))) for values in ({}, {"image": {"tag": "other"}}))
+    for kind in ("Deployment/entrepot-operator", "Deployment/entrepot-registry", "Deployment/entrepot-token"):
+        assert before[kind] != after[kind]
+    assert before["StatefulSet/entrepot-database"] == after["StatefulSet/entrepot-database"]
+
+
+def test_the_operator_starts_anew_when_the_pod_of_the_sync_runs_changes() -> None:
+    before, after = (
+        dict(pods(render(values)))["Deployment/entrepot-operator"]
+        for values in ({}, {"upstream": {"deniedCIDRs": ["10.0.0.0/8"]}})
+    )
+    assert before["metadata"]["annotations"] != after["metadata"]["annotations"]
+
+
+def test_the_registry_is_found_under_the_addresses_that_its_service_gives() -> None:
+    def addresses(values: dict[str, Any]) -> str:
+        objects = render(values)
+        given = {
+            environment(containers(pod)[-1])["ENTREPOT_EXTERNAL_URLS"]
+            for name, pod in pods(objects)
+            if name.startswith("Deployment")
+        }
+        assert len(given) == 1
+        return given.pop()
+
+    assert addresses({}) == "http://localhost:30500"
+    assert addresses({"registry": {"service": {"nodePort": 31000}}}) == "http://localhost:31000"
+    assert addresses({"registry": {"service": {"type": "ClusterIP"}}}) == "http://entrepot-registry.entrepot.svc:5000"
+    assert (
+        addresses({"externalURLs": ["https://a.example", "http://b.example:8080"]})
+        == "https://a.example,http://b.example:8080"
+    )
+
+
+def test_disruptions_are_limited_where_there_is_more_than_one_pod() -> None:
+    def budgets(replicas: int) -> int:
+        objects = render({"registry": {"replicas": replicas}, "token": {"replicas": replicas}})
+        return sum(item["kind"] == "PodDisruptionBudget" for item in objects)
+
+    assert budgets(2) == 2
+    assert budgets(1) == 0, "a budget for one pod would only keep nodes from being drained"
+
+
+def test_the_set_up_may_touch_our_definitions_only() -> None:
+    ours = sorted(yaml.safe_load(path.read_text())["metadata"]["name"] for path in (TOP / "crds").glob("*.yaml"))
+    rules = find(render(), "ClusterRole", "entrepot:entrepot:entrepot:setup")["rules"]
+    (rule,) = [rule for rule in rules if "customresourcedefinitions" in rule["resources"]]
+    assert sorted(rule["resourceNames"]) == ours
+
+
+def test_no_role_has_a_wildcard_and_none_lists_secrets() -> None:
+    for item in render():
+        for rule in item.get("rules", []) if item["kind"] in {"Role", "ClusterRole"} else []:
+            assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]], item["metadata"]["name"]
+            if "secrets" in rule["resources"]:
+                assert not {"list", "watch", "update", "delete"} & set(rule["verbs"]), item["metadata"]["name"]
+
+
+def test_users_roles_are_added_to_the_clusters_own() -> None:
+    objects = render()
+    view, edit = (find(objects, "ClusterRole", f"entrepot:entrepot:entrepot:{name}") for name in ("view", "edit"))
+    prefix = "rbac.authorization.k8s.io/aggregate-to-"
+    assert {key for key in view["metadata"]["labels"] if key.startswith(prefix)} == {
+        f"{prefix}{name}" for name in ("view", "edit", "admin")
+    }
+    assert {key for key in edit["metadata"]["labels"] if key.startswith(prefix)} == {
+        f"{prefix}{name}" for name in ("edit", "admin")
+    }
+    assert all("repositoryversions" not in rule["resources"] for rule in edit["rules"])

@@ -1,0 +1,148 @@
+"""What the registry asks of PostgreSQL: set-wise, so that concurrent requests share a statement, and always of the present.
+
+Nothing here decides about rights: each answer names the distribution it was found through and who may read there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from uuid import UUID
+
+from asyncpg import Record
+
+from entrepot.db.pool import Connection, all_rows, queries, translated
+
+__all__ = [
+    "BlobQuery", "FoundBlob", "FoundManifest", "ManifestQuery", "Place", "TagPage", "find_blobs", "find_manifests", "list_tags", "manifest_bodies",
+]  # fmt: skip
+
+_sql = queries("registry")
+# Asked thousands of times a second, so past aiosql's own call, which takes longer than the statement. Values go in the order in which
+# the statement first names them.
+_FIND_MANIFESTS: str = _sql.find_manifests.sql
+_MANIFEST_BODIES: str = _sql.manifest_bodies.sql
+_FIND_BLOBS: str = _sql.find_blobs.sql
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where something was looked for: a distribution and its access (Public, Authenticated or Private)."""
+
+    distribution: UUID
+    access: str
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestQuery:
+    """A manifest by tag or by digest; the other is None."""
+
+    name: str
+    tag: str | None
+    digest: str | None
+    with_body: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FoundManifest:
+    """`place` is None if there is no such distribution, `digest` if it does not serve such a manifest."""
+
+    place: Place | None
+    digest: str | None
+    media_type: str
+    size: int
+    body: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class BlobQuery:
+    """A blob by digest; its bytes as well, if they are kept in PostgreSQL and `with_inline`."""
+
+    name: str
+    digest: str
+    with_inline: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FoundBlob:
+    """`place` is None if there is no such distribution, `size` if it does not serve such a blob."""
+
+    place: Place | None
+    size: int | None
+    object_key: str | None
+    inline: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class TagPage:
+    """Tags in byte order; `place` is None if there is no such distribution."""
+
+    place: Place | None
+    tags: tuple[str, ...]
+
+
+_NO_MANIFEST = FoundManifest(None, None, "", 0, None)
+_NO_BLOB = FoundBlob(None, None, None, None)
+
+
+async def find_manifests(
+    connection: Connection, asked: Sequence[ManifestQuery], *, grace: timedelta
+) -> list[FoundManifest]:
+    """One answer a question, in order. What is asked for by digest is found for `grace` after it left the latest version.
+
+    Raises:
+        DatabaseUnavailable: PostgreSQL does not answer.
+    """
+    with translated():
+        rows = await connection.fetch(
+            _FIND_MANIFESTS,
+            [q.name for q in asked],
+            [q.tag for q in asked],
+            [q.digest for q in asked],
+            [q.with_body for q in asked],
+            grace,
+        )
+    answers = [_NO_MANIFEST] * len(asked)
+    for position, distribution, access, digest, media_type, size, body in rows:
+        place = Place(distribution, access) if distribution is not None else None
+        answers[position - 1] = FoundManifest(place, digest, media_type or "", size or 0, body)
+    return answers
+
+
+async def manifest_bodies(connection: Connection, digests: Sequence[str]) -> list[bytes | None]:
+    """The bytes of manifests, in order; None for one that is gone. Raises `DatabaseUnavailable`."""
+    with translated():
+        rows = await connection.fetch(_MANIFEST_BODIES, list(digests))
+    answers: list[bytes | None] = [None] * len(digests)
+    for position, body in rows:
+        answers[position - 1] = body
+    return answers
+
+
+async def find_blobs(connection: Connection, asked: Sequence[BlobQuery], *, grace: timedelta) -> list[FoundBlob]:
+    """One answer a question, in order. Raises `DatabaseUnavailable`."""
+    with translated():
+        rows = await connection.fetch(
+            _FIND_BLOBS,
+            [q.name for q in asked],
+            [q.digest for q in asked],
+            [q.with_inline for q in asked],
+            grace,
+        )
+    answers = [_NO_BLOB] * len(asked)
+    for position, distribution, access, _, size, object_key, inline in rows:
+        place = Place(distribution, access) if distribution is not None else None
+        answers[position - 1] = FoundBlob(place, size, object_key, inline)
+    return answers
+
+
+async def list_tags(connection: Connection, name: str, *, last: str, count: int) -> TagPage:
+    """At most `count` tags after `last` (empty: from the first). Raises `DatabaseUnavailable`."""
+    with translated():
+        rows = await all_rows(_sql.list_tags(connection, name=name, last=last, count=count))
+    return TagPage(next(_places(rows), None), tuple(row["name"] for row in rows if row["name"] is not None))
+
+
+def _places(rows: Iterable[Record]) -> Iterator[Place]:
+    return (Place(row["distribution"], row["access"]) for row in rows if row["distribution"] is not None)

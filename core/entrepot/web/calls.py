@@ -1,0 +1,70 @@
+"""One request on its way: what is known about it for the access log, the metrics and the error that may come of it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import time
+
+from aiohttp import web
+
+__all__ = ["Call"]
+
+# Taken over from a client or a load balancer when it is harmless; otherwise we make one.
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Call:
+    """A request and what becomes of it. `route` is a template such as `/v2/{name}/blobs/{digest}`, never the raw path."""
+
+    __slots__ = (
+        "length",
+        "method",
+        "path",
+        "query",
+        "request",
+        "request_id",
+        "response",
+        "route",
+        "sent",
+        "started",
+        "subject",
+    )
+
+    def __init__(self, request: web.BaseRequest) -> None:
+        self.request = request
+        self.method = request.method
+        # As it stood in the request line, undecoded: two spellings of one path must not become the same here.
+        self.path, _, self.query = request.raw_path.partition("?")
+        given = request.headers.get("X-Request-Id", "")
+        self.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        self.route = "unmatched"
+        self.subject: str | None = None
+        self.response: web.StreamResponse | None = None
+        self.length = 0
+        self.sent = 0
+        self.started = time.perf_counter()
+
+    async def begin(self, response: web.StreamResponse) -> None:
+        """Send the head of a streamed answer; from here on an error can only break the connection."""
+        response.headers["X-Request-Id"] = self.request_id
+        self.response = response
+        await response.prepare(self.request)
+
+    async def write(self, chunk: bytes, *, seconds: float) -> None:
+        """Send a piece of a streamed answer; waits for a slow client, but not longer than `seconds`.
+
+        Raises TimeoutError, or ConnectionResetError when the client is gone.
+        """
+        if self.response is None:
+            raise RuntimeError("begin comes first")
+        async with asyncio.timeout(seconds):
+            await self.response.write(chunk)
+        self.sent += len(chunk)
+
+    def abort(self) -> None:
+        """Break the connection, so that a client does not take what it has for the whole."""
+        transport = self.request.transport
+        if transport is not None:
+            transport.abort()

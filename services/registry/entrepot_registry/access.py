@@ -1,0 +1,144 @@
+"""Tokens: what they grant, and what a client without the right one is told.
+
+A verified token is remembered until it expires, by a hash of it. What it grants names distributions by uuid as well as by path: who held a
+path before does not get into what is there now. A token of nobody (no subject) counts only where the distribution is public at this
+moment, which the same lookup that finds the content tells.
+
+For anonymous clients a name that does not exist and one they may not read are the same: 401 with a challenge.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import jwt
+from cachetools import TLRUCache
+from prometheus_client import Counter
+
+from entrepot.db.registry import Place
+from entrepot.errors import RegistryError
+from entrepot.oci.challenge import format_bearer
+from entrepot.web.calls import Call
+from entrepot_registry.keys import KeySet, PublicKey
+from entrepot_registry.origins import Origins
+from entrepot_registry.settings import RegistrySettings
+
+__all__ = ["Grant", "Guard", "TokenInvalid", "read_claims"]
+
+_REQUIRED = ["exp", "iat", "nbf", "aud", "iss", "sub"]
+_MAX_GRANTS = 128
+
+
+class TokenInvalid(Exception):
+    """The token proves nothing; the message is for our log and never for the client."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a verified token says: `pulls` are the distributions by path that it may read."""
+
+    subject: str
+    expires: float
+    pulls: Mapping[str, UUID]
+
+    @property
+    def is_anonymous(self) -> bool:
+        return not self.subject
+
+
+def read_claims(token: str, key: PublicKey, *, audience: str, leeway: float) -> Grant:
+    """Verify a token with this key, and no other algorithm than the key's. Raises TokenInvalid."""
+    try:
+        claims = jwt.decode(
+            token, key.key, algorithms=[key.algorithm], audience=audience, issuer=audience, leeway=leeway,
+            options={"require": _REQUIRED, "strict_aud": True},
+        )  # fmt: skip
+        return Grant(claims["sub"], float(claims["exp"]), _pulls(claims))
+    except (jwt.PyJWTError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise TokenInvalid(f"{type(error).__name__}: {error}") from error
+
+
+def _pulls(claims: Mapping[str, Any]) -> dict[str, UUID]:
+    identities = claims.get("entrepot", {}).get("distributions", {})
+    pulls: dict[str, UUID] = {}
+    for entry in claims.get("access", ())[:_MAX_GRANTS]:
+        name = entry["name"]
+        if entry["type"] == "repository" and "pull" in list(entry["actions"]) and name in identities:
+            pulls[name] = UUID(identities[name])
+    return pulls
+
+
+class Guard:
+    """Who may do what here. `identify`, look up, then `admit` to where it was found."""
+
+    def __init__(self, keys: KeySet, settings: RegistrySettings, *, cache_hits: Counter) -> None:
+        self._keys = keys
+        self._service = settings.service_id
+        self._leeway = settings.clock_skew.total_seconds()
+        self._origins = Origins(settings.external_urls)
+        self._cache_hits = cache_hits
+        self._verified: TLRUCache[bytes, Grant] = TLRUCache(
+            settings.token_cache, ttu=lambda _key, grant, _now: grant.expires, timer=time.time
+        )
+
+    async def identify(self, call: Call, *, name: str | None = None) -> Grant:
+        """The grant of the request's token; `name`, if given, is what it must allow to pull.
+
+        Raises RegistryError 401, and `KeysUnavailable`.
+        """
+        scheme, _, token = call.request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            message = "authentication is required"
+            if scheme:
+                message = "only bearer tokens are taken here; ask the realm of the challenge for one"
+            raise self._challenge(call, name, message)
+        try:
+            grant = await self._verify(token.strip(" "))
+        except TokenInvalid as error:
+            raise self._challenge(
+                call, name, "the token is not valid, or not any more", error="invalid_token"
+            ) from error
+        call.subject = grant.subject or "anonymous"
+        if name is not None and name not in grant.pulls:
+            raise self._challenge(call, name, "the token does not allow this", error="insufficient_scope")
+        return grant
+
+    def admit(self, call: Call, grant: Grant, name: str, place: Place | None) -> None:
+        """Judge the grant by what the lookup found at the name just now. Raises RegistryError 401 or 404."""
+        if (
+            place is not None
+            and place.distribution == grant.pulls[name]
+            and (place.access == "Public" or not grant.is_anonymous)
+        ):
+            return
+        if place is None and not grant.is_anonymous:
+            raise RegistryError(404, "NAME_UNKNOWN", "no such repository", detail={"name": name})
+        raise self._challenge(call, name, "the token does not allow this any more", error="insufficient_scope")
+
+    async def _verify(self, token: str) -> Grant:
+        cache_key = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+        grant = self._verified.get(cache_key)
+        if grant is not None:
+            self._cache_hits.labels("token").inc()
+            return grant
+        try:
+            identity = jwt.get_unverified_header(token).get("kid")
+        except (jwt.PyJWTError, ValueError, TypeError) as error:
+            raise TokenInvalid(f"{type(error).__name__}: {error}") from error
+        key = await self._keys.get(identity) if isinstance(identity, str) else None
+        if key is None:
+            raise TokenInvalid("signed with a key that is not the token service's")
+        grant = read_claims(token, key, audience=self._service, leeway=self._leeway)
+        self._verified[cache_key] = grant
+        return grant
+
+    def _challenge(self, call: Call, name: str | None, message: str, *, error: str | None = None) -> RegistryError:
+        realm = self._origins.of(call.request.headers.get("Host")) + "/token"
+        scope = f"repository:{name}:pull" if name else None
+        header = format_bearer(realm=realm, service=self._service, scope=scope, error=error)
+        return RegistryError(401, "UNAUTHORIZED", message, headers={"WWW-Authenticate": header})

@@ -1,0 +1,93 @@
+"""Which endpoint a request line means.
+
+Names hold slashes, and any of their parts may be called `manifests` or `tags`. What tells an endpoint is therefore its end: the last
+segment is the reference and the one before it the kind, because neither tags nor digests hold a slash. The path is judged as it was sent,
+without decoding: a name, tag or digest never needs an escape, so a path with one is not a name's, and two spellings never mean the same.
+The one exception is `%3A` in the last segment: some clients escape the colon of a digest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from entrepot.errors import RegistryError
+from entrepot.oci.digest import Digest
+from entrepot.oci.reference import RepositoryName, Tag, parse_name, parse_reference
+
+__all__ = ["Endpoint", "Route", "parse_route"]
+
+
+class Endpoint(StrEnum):
+    """An endpoint, by the template that stands for it in metrics and logs."""
+
+    BASE = "/v2/"
+    MANIFEST = "/v2/{name}/manifests/{reference}"
+    BLOB = "/v2/{name}/blobs/{digest}"
+    TAGS = "/v2/{name}/tags/list"
+    UPLOAD = "/v2/{name}/blobs/uploads/"
+    REFERRERS = "/v2/{name}/referrers/{digest}"
+    CATALOG = "/v2/_catalog"
+    TOKEN = "/token"  # noqa: S105 - a path
+    HEALTH = "/healthz"
+    READY = "/readyz"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """An endpoint and what it is asked about; `reference` as written, its grammar unchecked."""
+
+    endpoint: Endpoint
+    name: RepositoryName | None = None
+    reference: str = ""
+
+    @property
+    def tag_or_digest(self) -> Tag | Digest:
+        """Raises TagInvalid or DigestInvalid."""
+        return parse_reference(self.reference)
+
+    @property
+    def digest(self) -> Digest:
+        """Raises DigestInvalid."""
+        return Digest.parse(self.reference)
+
+
+_FIXED = {
+    "/v2/": Endpoint.BASE,
+    "/v2": Endpoint.BASE,
+    "/v2/_catalog": Endpoint.CATALOG,
+    "/token": Endpoint.TOKEN,
+    "/healthz": Endpoint.HEALTH,
+    "/readyz": Endpoint.READY,
+}
+_KINDS = {"manifests": Endpoint.MANIFEST, "blobs": Endpoint.BLOB, "referrers": Endpoint.REFERRERS}
+
+
+def parse_route(path: str) -> Route:
+    """The endpoint of a path as it stood in the request line, without its query.
+
+    Raises:
+        NameInvalid: it is an endpoint's, but the name is none.
+        RegistryError: 404, it is no endpoint's.
+    """
+    fixed = _FIXED.get(path)
+    if fixed is not None:
+        return Route(fixed)
+    if not path.startswith("/v2/"):
+        raise _no_such_endpoint()
+    head, _, last = path[4:].rpartition("/")
+    name, _, kind = head.rpartition("/")
+    if not name:
+        raise _no_such_endpoint()
+    if kind == "uploads" and name.endswith("/blobs"):
+        return Route(Endpoint.UPLOAD, parse_name(name.removesuffix("/blobs")), last)
+    if kind == "tags" and last == "list":
+        return Route(Endpoint.TAGS, parse_name(name))
+    endpoint = _KINDS.get(kind)
+    if endpoint is None or not last:
+        raise _no_such_endpoint()
+    return Route(endpoint, parse_name(name), last.replace("%3A", ":", 1).replace("%3a", ":", 1))
+
+
+def _no_such_endpoint() -> RegistryError:
+    return RegistryError(404, "UNSUPPORTED", "this registry has no such endpoint")

@@ -1,0 +1,96 @@
+"""What the registry is configured by, besides DatabaseSettings, S3Settings and WebSettings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from entrepot.oci.hosts import UrlInvalid, origin
+from entrepot.settings import SettingInvalid, Settings
+
+__all__ = ["ALGORITHMS", "RegistrySettings"]
+
+ALGORITHMS = frozenset({"ES256", "RS256", "PS256"})
+"""Signatures a token may have; never a symmetric one, for which the public key would be the secret."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegistrySettings(Settings):
+    """The registry's own settings."""
+
+    port: int = 5000
+    """Where the registry API is served."""
+
+    metrics_port: int = 9090
+    """Where /metrics, /healthz and /readyz are served."""
+
+    log_level: str = "info"
+    """debug, info, warning or error."""
+
+    token_url: str = "http://entrepot-token:5001"  # noqa: S105 - an address, not a secret
+    """The token service, as reached from here."""
+
+    token_algorithms: tuple[str, ...] = ("ES256",)
+    """Signatures that are accepted: ES256, RS256, PS256."""
+
+    external_urls: tuple[str, ...] = ("http://localhost:30500",)
+    """The addresses clients use, without a path; the first is the default."""
+
+    service_id: str = "entrepot"
+    """`service` and audience of tokens; the same in the token service."""
+
+    pull_grace: timedelta = timedelta(minutes=10)
+    """How long content that left the latest version is still served by digest, for pulls under way."""
+
+    manifest_cache: int = 64 * 1024 * 1024
+    """Bytes of manifests kept in memory, by digest."""
+
+    token_cache: int = 10_000
+    """Verified tokens kept in memory until they expire."""
+
+    clock_skew: timedelta = timedelta(seconds=10)
+    """How far the token service's clock may be ahead of ours."""
+
+    keys_interval: timedelta = timedelta(minutes=5)
+    """How often the token service's public keys are read again."""
+
+    keys_retry: timedelta = timedelta(seconds=10)
+    """How soon they may be read again because of a token whose key is not known."""
+
+    tags_default: int = 1000
+    """Tags listed where the client does not say how many."""
+
+    tags_maximum: int = 10_000
+    """Tags listed at most, whatever the client says."""
+
+    lookup_connections: int = 2
+    """Connections to PostgreSQL that look up manifests, and as many that look up blobs; requests that come meanwhile share the next
+    statement."""
+
+    lookup_batch: int = 256
+    """Requests that share a statement at most."""
+
+    lookup_timeout: timedelta = timedelta(seconds=5)
+    """How long a lookup may take before the client is told to try again."""
+
+    storage_timeout: timedelta = timedelta(seconds=30)
+    """How long S3 may take until the first byte."""
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.token_algorithms) - ALGORITHMS)
+        if unknown or not self.token_algorithms:
+            raise SettingInvalid(
+                f"{self.prefix}TOKEN_ALGORITHMS takes {', '.join(sorted(ALGORITHMS))}, not {', '.join(unknown) or 'nothing'}"
+            )
+        for variable, urls in (("EXTERNAL_URLS", self.external_urls), ("TOKEN_URL", (self.token_url,))):
+            for url in urls:
+                try:
+                    if url.rstrip("/").lower() != str(origin(url)) and url.count("/") > 2 + url.endswith("/"):
+                        raise SettingInvalid(f"{self.prefix}{variable} takes addresses without a path, not {url!r}")
+                except UrlInvalid as error:
+                    raise SettingInvalid(f"{self.prefix}{variable}: {error}") from error
+        if not self.external_urls:
+            raise SettingInvalid(f"{self.prefix}EXTERNAL_URLS needs at least one address")
+        for name in ("lookup_connections", "lookup_batch", "tags_default", "tags_maximum", "token_cache"):
+            if getattr(self, name) < 1:
+                raise SettingInvalid(f"{self.prefix}{name.upper()} must be at least 1")

@@ -1,0 +1,134 @@
+"""The token service, all of it together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import msgspec
+from aiohttp import web
+
+from entrepot.db.pool import REQUIRED_SCHEMA, Pool, open_pool, schema_is_ready, translated
+from entrepot.db.token import DistributionRow, find_distributions
+from entrepot.errors import RegistryError
+from entrepot.settings import DatabaseSettings
+from entrepot.web.calls import Call
+from entrepot.web.metrics import WebMetrics
+from entrepot.web.readiness import NotReady, Readiness
+from entrepot.web.service import WebService, health
+from entrepot.web.settings import WebSettings
+from entrepot_token.identity import AnonymousOnly, Authenticator
+from entrepot_token.keys import KeyRing
+from entrepot_token.requests import read_request
+from entrepot_token.rights import Authorizer, PublicPull, Wish
+from entrepot_token.settings import TokenSettings
+from entrepot_token.tokens import Granted, make_claims, timestamp
+
+__all__ = ["App", "TokenMetrics", "open_token_service"]
+
+_JSON = {"Content-Type": "application/json"}
+
+
+class TokenMetrics(WebMetrics):
+    """The token service's metrics, besides those of every web service."""
+
+    def __init__(self) -> None:
+        super().__init__("token")
+        self.statements = self.counter("database_statements", "Statements sent to PostgreSQL.", "statement")
+        self.issued = self.counter("issued", "Tokens issued, by kind of subject.", "subject")
+
+
+class App:
+    """The dispatcher, and the one thing that is done here."""
+
+    def __init__(
+        self, pool: Pool, keys: KeyRing, *, settings: TokenSettings, metrics: TokenMetrics, readiness: Readiness,
+        authenticator: Authenticator, authorizer: Authorizer,
+    ) -> None:  # fmt: skip
+        self._pool = pool
+        self._keys = keys
+        self._settings = settings
+        self._metrics = metrics
+        self._readiness = readiness
+        self._authenticator = authenticator
+        self._authorizer = authorizer
+
+    async def handle(self, call: Call) -> web.StreamResponse:
+        """Answer a request. Raises RegistryError and Failed, which the gate puts into words."""
+        if call.path == "/token" and call.method == "GET":
+            call.route = "/token"
+            return await self._token(call)
+        if call.path == "/jwks" and call.method in {"GET", "HEAD"}:
+            call.route = "/jwks"
+            body = msgspec.json.encode({"keys": self._keys.published()})
+            return web.Response(
+                body=body, headers={"Content-Type": "application/jwk-set+json", "Cache-Control": "no-cache"}
+            )
+        answer = await health(call.path, self._readiness)
+        if answer is not None:
+            call.route = call.path
+            return answer
+        # Also POST to /token: 404 makes clients fall back to GET (CNCF distribution, "OAuth2 token authentication").
+        raise RegistryError(404, "UNSUPPORTED", "GET /token and GET /jwks are here")
+
+    async def _token(self, call: Call) -> web.Response:
+        settings = self._settings
+        request = read_request(call.query, service=settings.service_id, max_scopes=settings.max_scopes)
+        subject = await self._authenticator.authenticate(call.request.headers.get("Authorization"))
+        call.subject = subject.name or "anonymous"
+        found = await self._find(list(request.scopes)) if request.scopes else {}
+        wishes = [Wish(found[name], actions) for name, actions in request.scopes.items() if name in found]
+        actions = await self._authorizer.authorize(subject, wishes)
+        granted = [
+            Granted(wish.distribution, allowed) for wish, allowed in zip(wishes, actions, strict=True) if allowed
+        ]
+        now = int(time.time())
+        lifetime = int(settings.token_lifetime.total_seconds())
+        token = self._keys.sign(make_claims(subject, granted, service=settings.service_id, now=now, lifetime=lifetime))
+        self._metrics.issued.labels("anonymous" if subject.is_anonymous else "identified").inc()
+        body = {"token": token, "access_token": token, "expires_in": lifetime, "issued_at": timestamp(now)}
+        return web.Response(body=msgspec.json.encode(body), headers={**_JSON, "Cache-Control": "no-store"})
+
+    async def _find(self, names: list[str]) -> dict[str, DistributionRow]:
+        self._metrics.statements.labels("find_distributions").inc()
+        with translated():
+            async with asyncio.timeout(self._settings.lookup_timeout.total_seconds()):
+                return await find_distributions(self._pool, names)
+
+
+@asynccontextmanager
+async def open_token_service(
+    settings: TokenSettings, *, web_settings: WebSettings, database: DatabaseSettings
+) -> AsyncIterator[WebService]:
+    """A listening token service. It starts whether or not database and keys are there, and is ready once they are."""
+    metrics = TokenMetrics()
+    async with AsyncExitStack() as stack:
+        keys = await stack.enter_async_context(KeyRing(settings))
+        pool = await stack.enter_async_context(open_pool(database, application="entrepot-token"))
+        readiness = Readiness({"database": lambda: _check_database(pool), "keys": keys.check}, settings=web_settings)
+        app = App(
+            pool,
+            keys,
+            settings=settings,
+            metrics=metrics,
+            readiness=readiness,
+            authenticator=AnonymousOnly(),
+            authorizer=PublicPull(),
+        )
+        yield await stack.enter_async_context(
+            WebService(
+                app.handle,
+                port=settings.port,
+                metrics_port=settings.metrics_port,
+                settings=web_settings,
+                metrics=metrics,
+                readiness=readiness,
+            )
+        )
+
+
+async def _check_database(pool: Pool) -> None:
+    if not await schema_is_ready(pool):
+        raise NotReady(f"the database's schema is older than {REQUIRED_SCHEMA}")

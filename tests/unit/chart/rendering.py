@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import tempfile
@@ -18,6 +19,9 @@ CHART = TOP / "charts" / "entrepot"
 KUBE_VERSION = "1.34.0"
 
 Object = dict[str, Any]
+
+# The same as SafeLoader, in C where PyYAML was built with it.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -50,9 +54,15 @@ def rendered_text(values: Mapping[str, Any] | None = None, *arguments: str) -> s
     return done.stdout
 
 
+@functools.cache
+def _rendered_once(values: str, *arguments: str) -> str:
+    return rendered_text(json.loads(values), *arguments)
+
+
 def render(values: Mapping[str, Any] | None = None, *arguments: str) -> list[Object]:
-    """The objects of the release."""
-    return [document for document in yaml.safe_load_all(rendered_text(values, *arguments)) if document]
+    """The objects of the release. Rendered once for all tests with the same values, and parsed for each."""
+    text = _rendered_once(json.dumps(values or {}), *arguments)
+    return [document for document in yaml.load_all(text, _LOADER) if document]
 
 
 def find(objects: list[Object], kind: str, name: str) -> Object:

@@ -87,7 +87,9 @@ def test_the_chart_holds_no_secret(values: dict[str, Any]) -> None:
     for name, pod in pods(objects):
         for container in containers(pod):
             given = environment(container)
-            assert not [key for key in given if re.search("PASSWORD|SECRET_ACCESS|ACCESS_KEY", key)], name
+            assert not [key for key in given if re.search("(PASSWORD|SECRET_ACCESS_KEY|ACCESS_KEY_ID|_KEY)$", key)], (
+                name
+            )
             assert all(
                 "@" not in value or re.fullmatch(r"postgresql://[a-z_]+@[a-z-]+:5432/[a-z]+", value)
                 for value in given.values()
@@ -104,7 +106,7 @@ def test_a_part_gets_its_own_password_only() -> None:
             }
             expected = {
                 "migrate": {"owner-password"},
-                "postgres": {"postgres-password"},
+                "postgres": set(),
                 "setup": set(),
                 "versitygw": set(),
             }
@@ -119,7 +121,18 @@ def test_only_those_who_need_them_mount_keys() -> None:
                 mounted.setdefault(volume["secret"]["secretName"], set()).add(
                     pod["metadata"]["labels"]["app.kubernetes.io/component"]
                 )
-    assert mounted == {"entrepot-signing-keys": {"token"}, "entrepot-credentials-key": {"operator", "syncer"}}
+    assert mounted == {
+        "entrepot-database": {"database"},
+        "entrepot-storage": {"storage"},
+        "entrepot-signing-keys": {"token"},
+        "entrepot-credentials-key": {"operator", "syncer"},
+    }
+
+
+def test_the_database_server_sees_the_superusers_password_only() -> None:
+    pod = dict(pods(render()))["StatefulSet/entrepot-database"]
+    (secret,) = (volume["secret"] for volume in pod["spec"]["volumes"] if "secret" in volume)
+    assert secret["items"] == [{"key": "postgres-password", "path": "postgres-password"}]
 
 
 def test_names_fit_kubernetes(values: dict[str, Any]) -> None:
@@ -226,6 +239,27 @@ def test_no_role_has_a_wildcard_and_none_lists_secrets() -> None:
             assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]], item["metadata"]["name"]
             if "secrets" in rule["resources"]:
                 assert not {"list", "watch", "update", "delete"} & set(rule["verbs"]), item["metadata"]["name"]
+
+
+def test_the_operator_has_the_rights_that_its_page_lists() -> None:
+    page = (TOP / "docs" / "operator.md").read_text()
+    listed = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(# (?:Cluster)?Role\n.*?)```", page, re.DOTALL)]
+    objects = render()
+    given = [
+        find(objects, "ClusterRole", "entrepot:entrepot:entrepot:operator")["rules"],
+        find(objects, "Role", "entrepot-operator")["rules"],
+    ]
+
+    def rights(rules: list[Any]) -> set[tuple[str, str, str]]:
+        return {
+            (group, resource, verb)
+            for rule in rules
+            for group in rule["apiGroups"]
+            for resource in rule["resources"]
+            for verb in rule["verbs"]
+        }
+
+    assert [rights(rules) for rules in given] == [rights(rules) for rules in listed]
 
 
 def test_users_roles_are_added_to_the_clusters_own() -> None:

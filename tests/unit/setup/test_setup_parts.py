@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import hmac
 import os
@@ -22,7 +23,7 @@ from entrepot_setup.crds import read_crds
 from entrepot_setup.errors import SetupFailed
 from entrepot_setup.generate import PARTS, wanted_secrets
 from entrepot_setup.scram import verifier
-from entrepot_setup.settings import InstallSettings
+from entrepot_setup.settings import AdminSettings, InstallSettings, SetupSettings
 
 TOP = Path(__file__).parents[3]
 SETTINGS = InstallSettings(
@@ -145,3 +146,13 @@ def test_the_reason_of_a_failure_is_left_for_kubernetes(tmp_path: Path) -> None:
     assert re.fullmatch(
         r"PostgreSQL at 127\.0\.0\.1:1 was not ready within 0 s: PostgreSQL does not answer: .*\n", log.read_text()
     )
+
+
+def test_every_setting_is_documented() -> None:
+    page = (TOP / "docs" / "installation.md").read_text()
+    settings = {
+        f"{kind.prefix}{field.name.upper()}"
+        for kind in (SetupSettings, InstallSettings, AdminSettings)
+        for field in dataclasses.fields(kind)
+    }
+    assert {name for name in settings if f"`{name}`" not in page} == set()

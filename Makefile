@@ -63,3 +63,4 @@ schema: setup ## write core/entrepot/db/schema.sql from the migrations
 lock: setup ## pin all Python dependencies anew, with hashes
 	uv pip compile -q pyproject.toml --extra all --universal --python-version 3.11 --generate-hashes --no-header -o requirements/runtime.txt
 	uv pip compile -q pyproject.toml --extra all --group dev --universal --python-version 3.11 --generate-hashes --no-header -o requirements/dev.txt
+	echo "hatchling>=1.27" | uv pip compile -q - --universal --python-version 3.11 --generate-hashes --no-header -o requirements/build.txt

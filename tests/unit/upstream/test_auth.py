@@ -75,7 +75,11 @@ async def test_many_requests_at_once_ask_for_one_token() -> None:
     assert await auth.header() == "Bearer t1"
     assert len(service.asked) == 1
     url, authorization = service.asked[0]
-    assert parse_qs(urlsplit(url).query) == {"x": ["1"], "service": ["registry.docker.io"], "scope": ["repository:a/b:pull"]}
+    assert parse_qs(urlsplit(url).query) == {
+        "x": ["1"],
+        "service": ["registry.docker.io"],
+        "scope": ["repository:a/b:pull"],
+    }
     assert authorization == "Basic dTpw"
 
 
@@ -116,7 +120,9 @@ async def test_basic_is_sent_once_and_only_if_there_are_credentials() -> None:
     assert await make(Service(), username="", password="").challenged(['Basic realm="x"'], sent=None) is None
 
 
-@pytest.mark.parametrize("answer", [{"token": ""}, {"token": "a\r\nb"}, {"token": "SECRET \x00"}, ["SECRET"], {"token": 5}])
+@pytest.mark.parametrize(
+    "answer", [{"token": ""}, {"token": "a\r\nb"}, {"token": "SECRET \x00"}, ["SECRET"], {"token": 5}]
+)
 async def test_what_is_no_token_is_refused_and_not_quoted(answer: object) -> None:
     with pytest.raises(UpstreamInvalid) as caught:
         await make(Service(answer)).challenged(CHALLENGE, sent=None)
@@ -124,7 +130,8 @@ async def test_what_is_no_token_is_refused_and_not_quoted(answer: object) -> Non
 
 
 @pytest.mark.parametrize(
-    "challenge", ['Bearer realm="ftp://x/"', 'Bearer realm="https://u:p@auth.docker.io/"', "Bearer service=x", 'Bearer realm="']
+    "challenge",
+    ['Bearer realm="ftp://x/"', 'Bearer realm="https://u:p@auth.docker.io/"', "Bearer service=x", 'Bearer realm="'],
 )
 async def test_an_unusable_challenge_is_the_upstreams_fault(challenge: str) -> None:
     with pytest.raises(UpstreamInvalid):

@@ -1,0 +1,145 @@
+"""The blob store against a real S3 server."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import os
+from collections.abc import AsyncIterator
+
+import pytest
+
+from entrepot.blobs.budget import ByteBudget
+from entrepot.blobs.store import BlobStore, BufferSettings, ObjectMissing, open_store
+from entrepot.errors import StorageUnavailable
+from entrepot.settings import S3Settings
+from tests.servers import ObjectStore, free_port
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+async def store(s3: S3Settings) -> AsyncIterator[BlobStore]:
+    async with open_store(s3) as opened:
+        yield opened
+
+
+async def collect(store: BlobStore, key: str, start: int = 0, end: int | None = None) -> bytes:
+    async with store.read(key, start, end) as stream:
+        chunks = [chunk async for chunk in stream]
+    assert all(len(chunk) <= 256 * 1024 for chunk in chunks)
+    return b"".join(chunks)
+
+
+async def test_what_was_put_is_read_back_whole_and_in_ranges(store: BlobStore) -> None:
+    data = os.urandom(3 * MIB + 17)
+    await store.put("blobs/a", data, sha256_hex=hashlib.sha256(data).hexdigest())
+    assert await collect(store, "blobs/a") == data
+    assert await collect(store, "blobs/a", 5, 9) == data[5:10]
+    assert await collect(store, "blobs/a", len(data) - 3) == data[-3:]
+    assert await collect(store, "blobs/a", 0, 0) == data[:1]
+
+
+async def test_a_wrong_checksum_is_refused_and_leaves_nothing(store: BlobStore) -> None:
+    with pytest.raises(StorageUnavailable):
+        await store.put("blobs/a", b"some bytes", sha256_hex="0" * 64)
+    with pytest.raises(ObjectMissing):
+        await collect(store, "blobs/a")
+
+
+async def test_a_missing_object_and_a_missing_bucket_are_told_apart_from_a_dead_server(
+    store: BlobStore, s3: S3Settings
+) -> None:
+    with pytest.raises(ObjectMissing):
+        await collect(store, "blobs/none")
+    async with open_store(dataclasses.replace(s3, bucket="bucket-that-is-new")) as other:
+        with pytest.raises(ObjectMissing):
+            await other.check()
+        await other.ensure_bucket()
+        await other.ensure_bucket()
+        await other.check()
+    dead = dataclasses.replace(s3, endpoint=f"http://127.0.0.1:{free_port()}")
+    async with open_store(dead) as other:
+        with pytest.raises(StorageUnavailable) as caught:
+            await other.check()
+        assert not isinstance(caught.value, ObjectMissing)
+        assert "entrepot-test" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [0, 1, 5 * MIB - 1, 5 * MIB, 5 * MIB + 1, 10 * MIB, 23 * MIB + 5])
+@pytest.mark.parametrize("known", [True, False])
+async def test_an_upload_of_any_length_becomes_the_same_bytes(s3: S3Settings, size: int, known: bool) -> None:
+    data = os.urandom(size)
+    opened: list[str] = []
+
+    async def on_open(upload_id: str) -> None:
+        opened.append(upload_id)
+
+    buffers = BufferSettings(part_size=5 * MIB, budget=20 * MIB)
+    async with open_store(s3, buffers) as store:
+        async with store.multipart("blobs/a", size=size if known else None, on_open=on_open) as upload:
+            for first in range(0, size, 1_000_003):
+                await upload.write(data[first : first + 1_000_003])
+            await upload.complete()
+        assert upload.written == size
+        assert await collect(store, "blobs/a") == data
+        assert store.budget.free == store.budget.total
+        assert len(opened) == (1 if size > 5 * MIB or (size == 5 * MIB and not known) else 0)
+
+
+@pytest.mark.parametrize("size", [MIB, 17 * MIB])
+async def test_an_upload_left_unfinished_leaves_nothing(s3: S3Settings, object_store: ObjectStore, size: int) -> None:
+    buffers = BufferSettings(part_size=5 * MIB, budget=20 * MIB)
+    async with open_store(s3, buffers) as store:
+        async with store.multipart("blobs/a") as upload:
+            await upload.write(os.urandom(size))
+        with pytest.raises(ObjectMissing):
+            await collect(store, "blobs/a")
+        assert store.budget.free == store.budget.total
+    left = [path for path in object_store.bucket_path(s3).rglob("*") if path.is_file()]
+    assert left == []
+
+
+async def test_uploads_beyond_the_budget_wait_and_all_complete(s3: S3Settings) -> None:
+    buffers = BufferSettings(part_size=5 * MIB, budget=10 * MIB)
+    data = os.urandom(12 * MIB)
+    async with open_store(s3, buffers) as store:
+
+        async def one(number: int) -> None:
+            async with store.multipart(f"blobs/{number}") as upload:
+                for first in range(0, len(data), 512 * 1024):
+                    await upload.write(data[first : first + 512 * 1024])
+                    await asyncio.sleep(0)
+                await upload.complete()
+
+        await asyncio.gather(*(one(number) for number in range(6)))
+        assert await collect(store, "blobs/5") == data
+        assert store.budget.free == store.budget.total
+
+
+async def test_removing_is_idempotent(store: BlobStore) -> None:
+    await store.put("blobs/a", b"a")
+    await store.delete(["blobs/a", "blobs/never"])
+    await store.delete(["blobs/a"])
+    await store.delete([])
+    with pytest.raises(ObjectMissing):
+        await collect(store, "blobs/a")
+
+
+async def test_a_budget_is_served_in_order_and_survives_cancelling() -> None:
+    budget = ByteBudget(10)
+    await budget.take(8)
+    large = asyncio.create_task(budget.take(9))
+    small = asyncio.create_task(budget.take(1))
+    await asyncio.sleep(0)
+    assert not large.done()
+    assert not small.done(), "a small wish must not overtake"
+    large.cancel()
+    await asyncio.gather(large, return_exceptions=True)
+    await asyncio.wait_for(small, 1)
+    budget.give(8)
+    budget.give(1)
+    assert budget.free == 10
+    await budget.take(100)
+    assert budget.free == 0

@@ -353,10 +353,9 @@ class OperatorDatabase:
                     return None
                 return PathHolder(**await _sql.path_holder(connection, path=path))
 
-    async def release_paths(self, distribution: UUID, *, keep: str = "") -> list[str]:
-        """Give back the paths of a Distribution, but for `keep`; gives which."""
-        rows = await self._all(_sql.release_paths, distribution=distribution, keep=keep)
-        return [row["path"] for row in rows]
+    async def release_paths(self, distribution: UUID) -> None:
+        """Give back all paths of a Distribution."""
+        await self._all(_sql.release_paths, distribution=distribution, keep="")
 
     async def withdraw_distribution(self, uuid: UUID, *, namespace: str, name: str) -> bool:
         """Serve it no longer; gives whether it was."""
@@ -365,7 +364,7 @@ class OperatorDatabase:
     async def put_distribution(
         self, uuid: UUID, *, namespace: str, name: str, base_path: str, repository: int, access: str
     ) -> bool:
-        """Serve a repository at a path that is claimed; gives whether that changed anything."""
+        """Serve a repository at a path that is claimed, and give back other paths; gives whether that changed anything."""
         with translated():
             async with self._pool.acquire() as connection, connection.transaction():
                 await _sql.withdraw_others(connection, uuid=uuid, namespace=namespace, name=name, base_path=base_path)
@@ -378,6 +377,8 @@ class OperatorDatabase:
                     repository=repository,
                     access=access,
                 )
+                if row is not None:
+                    await all_rows(_sql.release_paths(connection, distribution=uuid, keep=base_path))
         return row is not None
 
     async def served_distribution(self, uuid: UUID) -> ServedDistribution | None:

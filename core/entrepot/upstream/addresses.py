@@ -7,6 +7,8 @@ to write IPv4 addresses; what is denied is denied in each of them.
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import ipaddress
 import os
 import socket
@@ -15,7 +17,7 @@ from typing import Any
 
 from entrepot.upstream.settings import UpstreamSettings
 
-__all__ = ["AddressDenied", "denial", "socket_factory"]
+__all__ = ["AddressDenied", "denial", "deny_hosts", "socket_factory"]
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -46,6 +48,21 @@ def denial(address: str, settings: UpstreamSettings) -> str | None:
         if str(form) == os.environ.get("KUBERNETES_SERVICE_HOST"):
             return "is the Kubernetes API"
     return None
+
+
+async def deny_hosts(settings: UpstreamSettings) -> UpstreamSettings:
+    """Settings that deny the present addresses of `denied_hosts`. A name that does not resolve leads nowhere, and is left out."""
+
+    async def resolve(host: str) -> set[str]:
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        except socket.gaierror:
+            return set()
+        return {str(address[0]).partition("%")[0] for *_, address in found}
+
+    addresses = await asyncio.gather(*(resolve(host) for host in settings.denied_hosts))
+    denied = sorted(set().union(*addresses))
+    return dataclasses.replace(settings, denied_cidrs=(*settings.denied_cidrs, *denied))
 
 
 def _forms(address: Address) -> Iterator[Address]:

@@ -28,7 +28,7 @@ from entrepot.oci.hosts import Origin, UrlInvalid, api_origin, origin, upstream_
 from entrepot.oci.link import next_url
 from entrepot.oci.manifest import MAX_MANIFEST_SIZE
 from entrepot.oci.media_types import ACCEPT
-from entrepot.upstream.addresses import socket_factory
+from entrepot.upstream.addresses import deny_hosts, socket_factory
 from entrepot.upstream.settings import UpstreamSettings
 from entrepot.upstream.transport import Limits, Transport, read_bounded
 
@@ -79,7 +79,7 @@ class _TagsWire(msgspec.Struct, frozen=True):
 @contextlib.asynccontextmanager
 async def open_client(remote: Remote, settings: UpstreamSettings | None = None) -> AsyncIterator[UpstreamClient]:
     """A client for one run, with connections, tokens and pauses of its own. Raises UpstreamInvalid if the URL or a certificate is unusable."""
-    settings = settings or UpstreamSettings()
+    settings = await deny_hosts(settings or UpstreamSettings())
     try:
         place = api_origin(remote.url)
         # A path in front of the API is not in the specification, but some put their registry behind one.

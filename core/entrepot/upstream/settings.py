@@ -19,7 +19,10 @@ class UpstreamSettings(Settings):
     prefix: ClassVar[str] = "ENTREPOT_UPSTREAM_"
 
     denied_cidrs: tuple[str, ...] = ()
-    """Networks that no upstream, realm or redirect may lead to, beside those that never are: the release's Services, the API server."""
+    """Networks that no upstream, realm or redirect may lead to, beside those that never are (`addresses.denial`)."""
+
+    denied_hosts: tuple[str, ...] = ()
+    """Names that no upstream may lead to either, by whatever address: the release's own Services."""
 
     allow_loopback: bool = False
     """Whether addresses of this very machine may be upstreams; for tests and trials only."""

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entrepot.settings import SettingInvalid
-from entrepot.upstream.addresses import AddressDenied, denial, socket_factory
+from entrepot.upstream.addresses import AddressDenied, denial, deny_hosts, socket_factory
 from entrepot.upstream.settings import UpstreamSettings
 
 STRICT = UpstreamSettings()
@@ -67,3 +67,9 @@ def test_a_socket_is_made_only_for_an_allowed_address() -> None:
 def test_a_wrong_network_stops_the_start() -> None:
     with pytest.raises(SettingInvalid, match="ENTREPOT_UPSTREAM_DENIED_CIDRS"):
         UpstreamSettings(denied_cidrs=("10.0.0.0/99",))
+
+
+async def test_the_addresses_of_denied_hosts_are_denied_and_unknown_names_are_left_out() -> None:
+    settings = await deny_hosts(UpstreamSettings(allow_loopback=True, denied_hosts=("localhost", "nowhere.invalid")))
+    assert denial("127.0.0.1", settings) == "lies in a denied network"
+    assert denial("127.0.0.2", settings) is None

@@ -21,6 +21,8 @@ spec:
           value: /etc/entrepot/credentials-key
         - name: ENTREPOT_UPSTREAM_DENIED_CIDRS
           value: {{ join "," .Values.upstream.deniedCIDRs | quote }}
+        - name: ENTREPOT_UPSTREAM_DENIED_HOSTS
+          value: {{ printf "%[1]s-registry,%[1]s-token,%[1]s-database,%[1]s-storage" (include "entrepot.fullname" .) | quote }}
         {{- include "entrepot.env.database" (list . "syncer") | nindent 8 }}
         {{- include "entrepot.env.storage" . | nindent 8 }}
         {{- include "entrepot.env.storageKeys" . | nindent 8 }}

@@ -203,7 +203,7 @@ def test_the_registry_is_found_under_the_addresses_that_its_service_gives() -> N
         given = {
             environment(containers(pod)[-1])["ENTREPOT_EXTERNAL_URLS"]
             for name, pod in pods(objects)
-            if name.startswith("Deployment")
+            if name in {"Deployment/entrepot-operator", "Deployment/entrepot-registry"}
         }
         assert len(given) == 1
         return given.pop()

@@ -41,6 +41,7 @@ test-integration: setup ## real PostgreSQL, real S3, real registries
 
 test-cluster: setup ## a real cluster: the project's own node, or the one that ENTREPOT_TEST_KUBECONFIG names
 	if [ -z "$${ENTREPOT_TEST_KUBECONFIG:-}" ]; then hack/cluster/up $(ENTREPOT_CACHE)/bin; hack/images; fi
+	KUBECONFIG="$${ENTREPOT_TEST_KUBECONFIG:-$(OWN_KUBECONFIG)}" hack/remove-release
 	$(PYTHON) -m pytest -q tests/cluster
 
 bench: setup ## side by side with peers; prints tables

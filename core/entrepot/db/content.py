@@ -166,7 +166,8 @@ async def put_manifests(connection: Connection, records: Sequence[ManifestRecord
 
     The blobs they name get rows, not bytes; that they are linked is checked by the commit.
     """
-    by_digest = {str(record.manifest.digest): record for record in records}
+    # Always in the order of digests: writers of the same manifests wait for each other, and never in a circle.
+    by_digest = {str(r.manifest.digest): r for r in sorted(records, key=lambda r: str(r.manifest.digest))}
     named = {str(b.digest) for r in by_digest.values() for b in r.manifest.blobs}
     with translated():
         await _sql.insert_blobs(connection, digests=sorted(named))

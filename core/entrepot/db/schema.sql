@@ -525,9 +525,6 @@ ALTER TABLE ONLY public.base_path_claim
 ALTER TABLE ONLY public.blob
     ADD CONSTRAINT blob_digest_key UNIQUE (digest);
 
-ALTER TABLE ONLY public.blob
-    ADD CONSTRAINT blob_object_key_key UNIQUE (object_key);
-
 ALTER TABLE ONLY public.blob_origin
     ADD CONSTRAINT blob_origin_pkey PRIMARY KEY (blob, origin, name);
 
@@ -596,6 +593,8 @@ ALTER TABLE ONLY public.tag
 
 ALTER TABLE ONLY public.version
     ADD CONSTRAINT version_pkey PRIMARY KEY (repository, number);
+
+CREATE UNIQUE INDEX blob_object_key ON public.blob USING btree (object_key) WHERE (object_key IS NOT NULL);
 
 CREATE INDEX distribution_repository ON public.distribution USING btree (repository);
 
@@ -716,6 +715,8 @@ GRANT UPDATE(inline) ON TABLE public.blob TO entrepot_syncer;
 GRANT UPDATE(stored_at) ON TABLE public.blob TO entrepot_syncer;
 
 GRANT UPDATE(touched_at) ON TABLE public.blob TO entrepot_syncer;
+
+GRANT UPDATE(quarantined_at) ON TABLE public.blob TO entrepot_syncer;
 
 GRANT SELECT,INSERT ON TABLE public.blob_origin TO entrepot_syncer;
 

@@ -279,3 +279,38 @@ async def _check_history(database: Database, operations: list[dict[str, object]]
         assert wrong == []
     finally:
         await owner.close()
+
+
+async def test_writers_of_the_same_content_in_other_orders_never_deadlock(database: Database, owner: Connection) -> None:
+    """Two namespaces mirror the same images at once: each writes the same blobs and manifests, in an order of its own."""
+
+    async def mirror(namespace: str, number: int, *, backwards: bool) -> None:
+        connection = await connect(database.settings("syncer"), application="test")
+        repository = await make_repository(owner_of[namespace], namespace=namespace, name=f"r{number}")
+        images = [image(f"{number}-{n}".encode(), b"shared", f"{number}".encode()) for n in range(8)]
+        blobs = [blob for one in images for blob in one.blobs]
+        if backwards:
+            images, blobs = images[::-1], blobs[::-1]
+        for half in (blobs[::2], blobs[1::2]):
+            await store(connection, repository, *half)
+        ids = await put(connection, *images)
+        await commit(connection, repository, Change(tags={f"t{n}": i for n, i in enumerate(ids)}, add_manifests=ids))
+        await connection.close()
+
+    owner_of = {name: await connect(database.settings(), application="test") for name in ("one", "two")}
+    for number in range(15):
+        await asyncio.gather(mirror("one", number, backwards=False), mirror("two", number, backwards=True))
+    assert await owner.fetchval("select count(*) from version") == 30
+    for connection in owner_of.values():
+        await connection.close()
+
+
+async def test_damaged_bytes_are_replaced_by_the_next_writers(owner: Connection) -> None:
+    first, second = await content.begin_objects(owner, owner="test", count=2)
+    digest = contents.sha256(b"x" * 100_000)
+    await content.store_blobs(owner, [content.StoredBlob(digest=digest, size=100_000, object_key=first)])
+    await owner.execute("update blob set quarantined_at = now()")
+    await content.store_blobs(owner, [content.StoredBlob(digest=digest, size=100_000, object_key=second)])
+    row = await owner.fetchrow("select object_key, quarantined_at from blob")
+    assert row is not None
+    assert (row["object_key"], row["quarantined_at"]) == (second, None)

@@ -29,7 +29,7 @@ create table blob (
     id bigint generated always as identity primary key,
     digest text collate "C" not null unique,
     size bigint check (size >= 0),
-    object_key text unique,
+    object_key text,
     inline bytea check (octet_length(inline) <= 32768),
     stored_at timestamptz,
     touched_at timestamptz not null default now(),
@@ -38,6 +38,9 @@ create table blob (
     check ((num_nonnulls(object_key, inline) = 1) = (size is not null and stored_at is not null)),
     check (inline is null or octet_length(inline) = size)
 );
+-- Partial on purpose: the columns of a full unique index are key columns, and updating one locks the row against the foreign keys
+-- of everybody who links the same blob at that moment.
+create unique index blob_object_key on blob (object_key) where object_key is not null;
 
 -- Every object that was ever begun in S3, written before its first byte: what no blob points at is a leftover, found by query.
 create table object (

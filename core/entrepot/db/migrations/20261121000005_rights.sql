@@ -26,7 +26,7 @@ grant select on distribution, repository to entrepot_token;
 grant select on repository, version, tag, repository_manifest, repository_blob, blob, blob_origin, object, manifest, manifest_child,
     manifest_blob, sync_run, remote, remote_credential, ledger to entrepot_syncer;
 grant insert on manifest, manifest_child, manifest_blob, blob, blob_origin, object, repository_blob to entrepot_syncer;
-grant update (size, object_key, inline, stored_at, touched_at) on blob to entrepot_syncer;
+grant update (size, object_key, inline, stored_at, touched_at, quarantined_at) on blob to entrepot_syncer;
 grant update (touched_at) on manifest to entrepot_syncer;
 grant update (seen_at) on blob_origin to entrepot_syncer;
 grant update (upload_id, delete_after) on object to entrepot_syncer;

@@ -7,7 +7,7 @@ select outcome, number, added_tags, removed_tags from commit_content(
 
 -- name: insert_blobs!
 -- Rows for digests that are named for the first time; known ones stay as they are.
-insert into blob (digest) select digest from unnest(:digests::text[]) as digest order by digest on conflict (digest) do nothing;
+insert into blob (digest) select digest from unnest(:digests::text[]) as digest order by digest collate "C" on conflict (digest) do nothing;
 
 -- name: insert_manifests
 -- Manifests as received; a digest that is known keeps its first media type.
@@ -20,14 +20,14 @@ on conflict (digest) do nothing
 returning id, digest;
 
 -- name: insert_manifest_blobs!
--- Edges of manifests that were inserted just now.
+-- Edges of manifests that were inserted just now. A blob without a row is an error (blob is not null), not an edge less.
 insert into manifest_blob (manifest, position, blob, role, media_type, size, is_foreign)
 select e.manifest, e.position, b.id, e.role, e.media_type, e.size, e.is_foreign
 from unnest(
     :manifests::bigint[], :positions::int[], :digests::text[], :roles::text[], :media_types::text[], :sizes::bigint[], :foreigns::boolean[]
 ) as e (manifest, position, digest, role, media_type, size, is_foreign)
-join blob b on b.digest = e.digest
-order by e.manifest, e.position;
+left join blob b on b.digest = e.digest
+order by b.id, e.manifest, e.position;
 
 -- name: insert_manifest_children!
 -- Edges of indexes that were inserted just now.
@@ -64,11 +64,11 @@ where b.digest = any (:digests::text[])
     );
 
 -- name: link_blobs!
--- Links blobs to a repository; a link that is there is touched.
+-- Links blobs to a repository; a link that is there is touched. A blob without a row is an error.
 insert into repository_blob (repository, blob, size)
 select :repository, b.id, e.size
 from unnest(:digests::text[], :sizes::bigint[]) as e (digest, size)
-join blob b on b.digest = e.digest
+left join blob b on b.digest = e.digest
 order by b.id
 on conflict (repository, blob) do update set touched_at = now();
 
@@ -81,16 +81,18 @@ insert into object (key, owner) select key, :owner from unnest(:keys::text[]) as
 update object set upload_id = :upload_id where key = :key;
 
 -- name: store_blobs
--- Points blobs at their verified bytes, in S3 (key) or inline. A digest that another writer stored first keeps that one's bytes.
+-- Points blobs at their verified bytes, in S3 (key) or inline. A digest that another writer stored first keeps that one's bytes, unless
+-- those were found damaged since. In the order of digests, as everywhere, so that two writers wait for each other and never in a circle.
 insert into blob (digest, size, object_key, inline, stored_at)
 select digest, size, key, inline, now()
 from unnest(:digests::text[], :sizes::bigint[], :keys::text[], :inlines::bytea[]) as e (digest, size, key, inline)
-order by digest
+order by digest collate "C"
 on conflict (digest) do update set
-    size = coalesce(blob.size, excluded.size),
-    object_key = case when blob.stored_at is null then excluded.object_key else blob.object_key end,
-    inline = case when blob.stored_at is null then excluded.inline else blob.inline end,
-    stored_at = coalesce(blob.stored_at, excluded.stored_at),
+    size = excluded.size,
+    object_key = case when blob.stored_at is null or blob.quarantined_at is not null then excluded.object_key else blob.object_key end,
+    inline = case when blob.stored_at is null or blob.quarantined_at is not null then excluded.inline else blob.inline end,
+    stored_at = case when blob.stored_at is null or blob.quarantined_at is not null then excluded.stored_at else blob.stored_at end,
+    quarantined_at = null,
     touched_at = now()
 returning digest, object_key;
 

@@ -281,27 +281,29 @@ async def _check_history(database: Database, operations: list[dict[str, object]]
         await owner.close()
 
 
-async def test_writers_of_the_same_content_in_other_orders_never_deadlock(database: Database, owner: Connection) -> None:
-    """Two namespaces mirror the same images at once: each writes the same blobs and manifests, in an order of its own."""
+async def test_storing_and_linking_the_same_blobs_in_other_orders_never_deadlocks(
+    database: Database, owner: Connection
+) -> None:
+    """Two namespaces mirror the same images at once: one stores blobs, by digest, that the other links and names, by id."""
+    blobs = [f"{number}".encode() for number in range(300)]
+    stored = [content.StoredBlob(digest=contents.sha256(data), size=len(data), inline=data) for data in blobs]
+    sizes = {blob.digest: blob.size for blob in stored}
+    for blob in stored:  # one by one, so that ids and digests are in different orders
+        await content.store_blobs(owner, [blob])
+    repositories = [await make_repository(owner, name=f"r{number}") for number in range(60)]
+    syncers = [await connect(database.settings("syncer"), application="test") for _ in range(2)]
 
-    async def mirror(namespace: str, number: int, *, backwards: bool) -> None:
-        connection = await connect(database.settings("syncer"), application="test")
-        repository = await make_repository(owner_of[namespace], namespace=namespace, name=f"r{number}")
-        images = [image(f"{number}-{n}".encode(), b"shared", f"{number}".encode()) for n in range(8)]
-        blobs = [blob for one in images for blob in one.blobs]
-        if backwards:
-            images, blobs = images[::-1], blobs[::-1]
-        for half in (blobs[::2], blobs[1::2]):
-            await store(connection, repository, *half)
-        ids = await put(connection, *images)
-        await commit(connection, repository, Change(tags={f"t{n}": i for n, i in enumerate(ids)}, add_manifests=ids))
-        await connection.close()
+    async def link() -> None:
+        for repository in repositories:
+            await content.link_blobs(syncers[0], repository, sizes=sizes)
 
-    owner_of = {name: await connect(database.settings(), application="test") for name in ("one", "two")}
-    for number in range(15):
-        await asyncio.gather(mirror("one", number, backwards=False), mirror("two", number, backwards=True))
-    assert await owner.fetchval("select count(*) from version") == 30
-    for connection in owner_of.values():
+    async def store_again() -> None:
+        for _ in range(60):
+            await content.store_blobs(syncers[1], stored)
+
+    await asyncio.gather(link(), store_again())
+    assert await owner.fetchval("select count(*) from repository_blob") == 60 * 300
+    for connection in syncers:
         await connection.close()
 
 

@@ -24,7 +24,7 @@ cluster-down: ## stop it and remove every trace
 	@hack/cluster/down
 
 images: cluster-up ## build the images and load them into the node
-	@hack/images
+	@CLUSTER_KIND=own hack/images
 
 check: setup ## the fast gate: format, lint, types, layers, unit tests
 	ruff format --check .
@@ -40,7 +40,7 @@ test-integration: setup ## real PostgreSQL, real S3, real registries
 	$(PYTHON) -m pytest -q tests/integration
 
 test-cluster: setup ## a real cluster: the project's own node, or the one that ENTREPOT_TEST_KUBECONFIG names
-	if [ -z "$${ENTREPOT_TEST_KUBECONFIG:-}" ]; then hack/cluster/up $(ENTREPOT_CACHE)/bin; hack/images; fi
+	if [ -z "$${ENTREPOT_TEST_KUBECONFIG:-}" ]; then hack/cluster/up $(ENTREPOT_CACHE)/bin; CLUSTER_KIND=own hack/images; fi
 	KUBECONFIG="$${ENTREPOT_TEST_KUBECONFIG:-$(OWN_KUBECONFIG)}" hack/remove-release
 	$(PYTHON) -m pytest -q tests/cluster
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.servers import find_tool
 
-__all__ = ["CHART", "Release", "image_values", "installed_releases"]
+__all__ = ["CHART", "Release", "clear", "image_values", "installed_releases"]
 
 TOP = Path(__file__).parents[2]
 CHART = TOP / "charts" / "entrepot"
@@ -107,6 +107,16 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         known = result.get(key)
         result[key] = merged(known, value) if isinstance(known, Mapping) and isinstance(value, Mapping) else value
     return result
+
+
+def clear(kubeconfig: Path, *, own: bool) -> None:
+    """Make room for the tests' release, since a cluster takes one: on the project's own node by removing what is there."""
+    for other in installed_releases(kubeconfig):
+        assert own, (
+            f"release {other.name} is installed in namespace {other.namespace}: the tests do not remove what is not theirs"
+        )
+        print(f"removing release {other.name} from namespace {other.namespace}: a cluster takes one")
+        other.uninstall()
 
 
 def installed_releases(kubeconfig: Path) -> list[Release]:

@@ -19,8 +19,8 @@ from uuid import uuid4
 import pytest
 import yaml
 
-from tests.cluster.conftest import Kubectl
-from tests.cluster.release import Release, installed_releases, merged
+from tests.cluster.conftest import OWN_NODE, Kubectl
+from tests.cluster.release import Release, clear, merged
 from tests.unit.chart.test_chart_objects import VARIATIONS
 
 NAMESPACE = "entrepot-chart"
@@ -30,9 +30,7 @@ SECRETS = ("entrepot-database", "entrepot-storage", "entrepot-signing-keys", "en
 @pytest.fixture(scope="module")
 def release(kubeconfig: Path, kubectl: Kubectl) -> Iterator[Release]:
     """Installed without any value but the images, in a namespace that enforces the restricted profile."""
-    for other in installed_releases(kubeconfig):
-        print(f"removing release {other.name} from namespace {other.namespace}: a cluster takes one")
-        other.uninstall()
+    clear(kubeconfig, own=kubeconfig == OWN_NODE)
     _remove(kubectl)
     kubectl("create", "namespace", NAMESPACE)
     kubectl("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted")

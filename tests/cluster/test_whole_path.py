@@ -26,7 +26,7 @@ import pytest
 import yaml
 
 from tests.cluster.conftest import OWN_NODE, Kubectl
-from tests.cluster.release import Release, installed_releases
+from tests.cluster.release import Release, clear
 from tests.upstreams.server import Upstream
 
 T = TypeVar("T")
@@ -50,9 +50,7 @@ def eventually(look: Callable[[], T], *, seconds: float = 90, what: str) -> T:
 @pytest.fixture(scope="module")
 def release(kubeconfig: Path, kubectl: Kubectl) -> Iterator[Release]:
     assert kubeconfig == OWN_NODE, "the whole path needs the project's own node: its upstreams run on this host"
-    for other in installed_releases(kubeconfig):
-        print(f"removing release {other.name} from namespace {other.namespace}: a cluster takes one")
-        other.uninstall()
+    clear(kubeconfig, own=kubeconfig == OWN_NODE)
     kubectl("create", "namespace", SYSTEM, check=False)
     kubectl("label", "namespace", SYSTEM, "--overwrite", "pod-security.kubernetes.io/enforce=restricted")
     release = Release(kubeconfig, namespace=SYSTEM)

@@ -64,6 +64,7 @@ def release(kubeconfig: Path, kubectl: Kubectl) -> Iterator[Release]:
 def demo_upstream() -> Iterator[str]:
     """The demo's upstream with its real images; gives its URL."""
     script = TOP / "hack" / "demo-upstream"
+    subprocess.run([script, "stop"], check=True, timeout=60, stdin=subprocess.DEVNULL)  # somebody may have pushed to it
     subprocess.run([script, "start"], check=True, timeout=300, stdin=subprocess.DEVNULL)
     yield subprocess.run([script, "url"], check=True, capture_output=True, text=True, timeout=30).stdout.strip()
     subprocess.run([script, "stop"], check=True, timeout=60, stdin=subprocess.DEVNULL)

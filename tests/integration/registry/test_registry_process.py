@@ -8,8 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import aiohttp
@@ -22,88 +20,13 @@ from entrepot.db.pool import connect
 from entrepot.oci.digest import Hasher
 from entrepot.settings import S3Settings
 from tests import contents
-from tests.conftest import Database, free_port, stop
-from tests.services import SERVICE, write_key
+from tests.conftest import Database
+from tests.processes import ROOT, Processes, peak_memory, process
+from tests.services import SERVICE
 
 pytestmark = pytest.mark.allow_blocking
 
-ROOT = Path(__file__).parents[3]
 MIB = 1024 * 1024
-
-
-def environment(database: Database, s3: S3Settings, role: str, **more: str) -> dict[str, str]:
-    parts = ("core", "services/registry", "services/token")
-    return {
-        "PATH": os.environ["PATH"],
-        "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in parts),
-        "ENTREPOT_DATABASE_DSN": database.dsn(role),
-        "ENTREPOT_DATABASE_PASSWORD": "canary-database-password",
-        "ENTREPOT_S3_ENDPOINT": s3.endpoint,
-        "ENTREPOT_S3_BUCKET": s3.bucket,
-        "ENTREPOT_S3_ACCESS_KEY_ID": s3.access_key_id,
-        "ENTREPOT_S3_SECRET_ACCESS_KEY": s3.secret_access_key,
-        "ENTREPOT_SERVICE_ID": SERVICE,
-        "ENTREPOT_HTTP_HOST": "127.0.0.1",
-        **more,
-    }
-
-
-@contextmanager
-def process(part: str, log: Path, variables: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("wb") as out:
-        started = subprocess.Popen(
-            [sys.executable, "-m", part],
-            env=variables,
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        yield started
-    finally:
-        stop(started)
-
-
-class Processes:
-    """A token service and a registry as processes of their own."""
-
-    def __init__(self, database: Database, s3: S3Settings, directory: Path) -> None:
-        write_key(directory / "keys")
-        self.ports = [free_port() for _ in range(4)]
-        self.log = directory / "registry.log"
-        self.token_log = directory / "token.log"
-        port, metrics, token_port, token_metrics = map(str, self.ports)
-        self.token = environment(
-            database, s3, "token", ENTREPOT_PORT=token_port, ENTREPOT_METRICS_PORT=token_metrics,
-            ENTREPOT_SIGNING_KEY_DIR=str(directory / "keys"),
-        )  # fmt: skip
-        self.registry = environment(
-            database, s3, "registry", ENTREPOT_PORT=port, ENTREPOT_METRICS_PORT=metrics, ENTREPOT_TOKEN_URL=f"http://127.0.0.1:{token_port}",
-            ENTREPOT_EXTERNAL_URLS=f"http://localhost:{port}", ENTREPOT_HTTP_DRAIN_DELAY="1s", ENTREPOT_HTTP_READINESS_INTERVAL="50ms",
-            ENTREPOT_LOG_LEVEL="debug",
-        )  # fmt: skip
-
-    @property
-    def url(self) -> str:
-        return f"http://localhost:{self.ports[0]}"
-
-    async def ready(self, http: aiohttp.ClientSession, status: int = 200) -> None:
-        async with asyncio.timeout(30):
-            while True:
-                try:
-                    async with http.get(f"http://127.0.0.1:{self.ports[1]}/readyz") as answer:
-                        if answer.status == status:
-                            return
-                except aiohttp.ClientConnectionError:
-                    pass
-                await asyncio.sleep(0.05)
-
-    async def bearer(self, http: aiohttp.ClientSession) -> dict[str, str]:
-        async with http.get(
-            f"{self.url}/token", params={"service": SERVICE, "scope": "repository:demo/app:pull"}
-        ) as answer:
-            return {"Authorization": f"Bearer {(await answer.json())['token']}"}
 
 
 async def prepare(database: Database, s3: S3Settings, size: int) -> str:
@@ -186,9 +109,8 @@ async def test_memory_does_not_grow_with_the_blob_and_logs_hold_no_secret(
                 f"{both.url}/token?service={SERVICE}", headers={"Authorization": "Basic Y2FuYXJ5OnBhc3N3b3Jk"}
             ) as answer:
                 assert answer.status == 401
-            status = Path(f"/proc/{registry.pid}/status").read_text()
-            peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
-            assert peak < 200 * 1024, f"{peak} KiB"
+            peak = peak_memory(registry)
+            assert peak < 200 * MIB, f"{peak} bytes"
     logs = both.log.read_text() + both.token_log.read_text()
     token = headers["Authorization"].removeprefix("Bearer ")
     for secret in (

@@ -3,6 +3,9 @@
 The operator may read the referenced Secrets and write what this module makes of them; the syncer may read that, and has no right to read
 Secrets. Whoever gets hold of the table alone holds nothing: AES-256-GCM (NIST SP 800-38D), the keys being files that PostgreSQL never sees.
 
+A Remote has one sealed row, and its Secret may hold several entries for its host, each for some of the repositories there. All of them are
+sealed, so that the row is the same whoever writes it, and the run chooses the one for its repository.
+
 A sealed row belongs to one Remote and one origin: both are associated data, so a row copied to another Remote, or kept while the Remote's
 url was changed to another host, does not open.
 """
@@ -14,7 +17,7 @@ import binascii
 import json
 import secrets as random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 from uuid import UUID
@@ -23,6 +26,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from entrepot.errors import Failed
+from entrepot.oci.hosts import find_auth
 
 __all__ = ["Credentials", "CredentialsUnreadable", "Keys", "KeysInvalid", "seal", "unseal"]
 
@@ -43,16 +47,28 @@ class CredentialsUnreadable(Failed):
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What a registry may ask for. Empty strings stand for what there is not; certificates and keys are PEM."""
+    """What a registry may ask for. Empty strings stand for what there is not; certificates and keys are PEM.
+
+    `auths` has user name and password by `host` or `host/path`, for whoever chooses with `for_repository`.
+    """
 
     username: str = ""
     password: str = field(default="", repr=False)
     ca: str = field(default="", repr=False)
     client_cert: str = field(default="", repr=False)
     client_key: str = field(default="", repr=False)
+    auths: Mapping[str, tuple[str, str]] = field(default_factory=dict, repr=False, hash=False)
 
     def __bool__(self) -> bool:
-        return bool(self.username or self.password or self.ca or self.client_cert or self.client_key)
+        return any((self.username, self.password, self.ca, self.client_cert, self.client_key, self.auths))
+
+    def for_repository(self, host: str, name: str) -> Credentials:
+        """Those for one repository at the host: of `auths` the entry that holds it, by the longest path; none if there is no such entry."""
+        if not self.auths:
+            return self
+        entries = {entry: {"username": user, "password": password} for entry, (user, password) in self.auths.items()}
+        username, password = find_auth({"auths": entries}, host, name) or ("", "")
+        return replace(self, username=username, password=password, auths={})
 
 
 _JSON_NAMES: Final = {
@@ -115,7 +131,11 @@ def _associated(remote: UUID, origin: str) -> bytes:
 
 def seal(keys: Keys, remote: UUID, *, origin: str, credentials: Credentials) -> tuple[str, bytes]:
     """Encrypt with the newest key; gives the key's id and nonce || ciphertext || tag. `origin` is `str(oci.hosts.origin(url))`."""
-    values = {name: text for attribute, name in _JSON_NAMES.items() if (text := getattr(credentials, attribute))}
+    values: dict[str, object] = {
+        name: text for attribute, name in _JSON_NAMES.items() if (text := getattr(credentials, attribute))
+    }
+    if credentials.auths:
+        values["auths"] = dict(credentials.auths)
     # A random nonce is safe up to 2^32 messages a key (SP 800-38D section 8.3), far above what a cluster's Remotes make.
     nonce = random.token_bytes(_NONCE)
     sealed = AESGCM(keys.by_id[keys.newest]).encrypt(nonce, json.dumps(values).encode(), _associated(remote, origin))
@@ -138,4 +158,8 @@ def unseal(keys: Keys, remote: UUID, *, origin: str, key_id: str, ciphertext: by
             f"the encrypted credentials do not belong to this Remote at {origin}, or are damaged"
         ) from None
     values = json.loads(plain)
-    return Credentials(**{attribute: str(values.get(name, "")) for attribute, name in _JSON_NAMES.items()})
+    auths = {str(entry): (str(user), str(password)) for entry, (user, password) in values.get("auths", {}).items()}
+    return Credentials(
+        **{attribute: str(values.get(name, "")) for attribute, name in _JSON_NAMES.items()},
+        auths=auths,
+    )

@@ -78,6 +78,7 @@ class Comparison:
         self.succeeded_at = time.monotonic()
         try:
             await self._rows(uids)
+            await self._runs()
             await self._views()
         except EntrepotError as error:
             log.warning("the comparison was cut short", reason=error.reason, message=error.message)
@@ -157,6 +158,15 @@ class Comparison:
                     )
             after = distributions[-1][0]
         metrics.VANISHED_DISTRIBUTIONS.set(vanished)
+
+    async def _runs(self) -> None:
+        """Runs of Repositories that nobody looks at any more, as after a restored cluster: they would hold their places for ever."""
+        lost = await self._context.db.fail_lost_runs(
+            deadline=self._context.jobs.active_deadline,
+            message="the sync gave no sign of life for longer than its Job may take",
+        )
+        if lost:
+            log.warning("ended syncs that nobody works on any more", runs=lost)
 
     async def _views(self) -> None:
         """RepositoryVersions that are missing or too many, found by their names alone."""

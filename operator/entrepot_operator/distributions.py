@@ -144,6 +144,8 @@ async def _serve(
     row = await context.db.live_repository(namespace, repository)
     if row is None:
         await _withdraw(context, body, served, status)
+        if await context.db.release_paths(uid, keep=path):
+            context.path_released()
         if await context.api.get(REPOSITORY, namespace, repository) is not None:
             raise Waiting(
                 f"the Repository {repository!r} is being set up", reason="RepositoryPending", after=timedelta(seconds=2)

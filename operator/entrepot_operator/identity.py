@@ -74,28 +74,25 @@ async def _deleted(context: Context, namespace: str, adopt: str) -> RepositoryRo
 
 
 async def _take(context: Context, body: Object, row: RepositoryRow) -> RepositoryRow:
-    taken = await context.db.take_repository(row, name=body["metadata"]["name"], resource_uid=uid_of(body))
+    key = key_of(REPOSITORY, body)
+    # Before it is ours: afterwards it is found by its UID, and nobody would come back here.
+    await context.db.raise_number(row.id, floor=await highest_shown(context, key))
+    taken = await context.db.take_repository(row, name=key.name, resource_uid=uid_of(body))
     if taken is None:
         raise _moved()
-    log.info("adopted content", repository=str(key_of(REPOSITORY, body)), uuid=str(row.uuid))
-    return await _begin(context, body, taken)
+    context.stale_views.add(key)
+    log.info("adopted content", repository=str(key), uuid=str(row.uuid))
+    return taken
 
 
 async def _new(context: Context, body: Object) -> RepositoryRow:
-    metadata = body["metadata"]
-    row = await context.db.insert_repository(
-        metadata["namespace"], metadata["name"], resource_uid=uid_of(body), last_number=0
-    )
+    """A new repository. Numbers that were ever shown under its name do not come again, whatever PostgreSQL knows."""
+    key = key_of(REPOSITORY, body)
+    shown = await highest_shown(context, key)
+    row = await context.db.insert_repository(key.namespace, key.name, resource_uid=uid_of(body), last_number=shown)
     if row is None:
         raise _moved()
-    return await _begin(context, body, row)
-
-
-async def _begin(context: Context, body: Object, row: RepositoryRow) -> RepositoryRow:
-    """Numbers that were ever shown under this name do not come again, whatever PostgreSQL knows."""
-    key = key_of(REPOSITORY, body)
     context.stale_views.add(key)
-    await context.db.raise_number(row.id, floor=await highest_shown(context, key))
     return row
 
 

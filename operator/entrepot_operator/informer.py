@@ -73,7 +73,7 @@ class Informer:
         context.requeue(key, *context.index.dependants(key))
 
     async def _view_changed(self, event: Any, **_: Any) -> None:
-        """Somebody deleted a view, or changed one, which `generation` tells: it is written again."""
+        """Somebody deleted a view: it is written again. Its spec cannot be changed; a changed status is mended with the next version."""
         body = event["object"]
         repository = (body["metadata"].get("labels") or {}).get(REPOSITORY_LABEL)
         if repository and event["type"] == "DELETED":

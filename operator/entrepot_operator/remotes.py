@@ -82,7 +82,7 @@ def _duration(field: str, value: str | None, default: timedelta) -> str:
 
 
 async def accept(context: Context, remote: Object, *, upstream: str | None = None) -> Contact:
-    """Check a Remote and put it and its credentials, for a repository there or for any, where runs find them."""
+    """Check a Remote, and that its Secrets serve, for a repository there or for any; put it and its credentials where runs find them."""
     checked = check(remote, context.remote_defaults)
     uid = uid_of(remote)
     credentials = await read_credentials(

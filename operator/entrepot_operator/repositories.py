@@ -11,7 +11,7 @@ from entrepot.content.durations import DurationInvalid, parse_duration
 from entrepot.db.operator import FinishedRun, History, RepositoryRow
 from entrepot.errors import Failed, Stalled, Waiting
 from entrepot_operator.conditions import Result, condition_of, rfc3339
-from entrepot_operator.context import Context, add_finalizer, is_deleted, now, remove_finalizer
+from entrepot_operator.context import Context, StalledForNow, add_finalizer, is_deleted, now, remove_finalizer
 from entrepot_operator.identity import identify, shown_number
 from entrepot_operator.kinds import (
     DISTRIBUTION,
@@ -115,7 +115,7 @@ async def _mirror(
     try:
         upstream = check(remote, context.remote_defaults)
     except Stalled as error:
-        raise _remote_not_ready(remote, error.message) from error
+        raise _remote_not_ready(remote, error) from error
     spec = run_spec(source, uid_of(remote), upstream, mirror=mirror)
     digest = spec_hash(spec)
     history = await context.db.run_history(row.id, spec_hash=digest)
@@ -138,7 +138,7 @@ async def _mirror(
     )
     if decision.trigger is None:
         if (stalled := _stalled(remote)) is not None:
-            raise _remote_not_ready(remote, stalled)
+            raise _remote_not_ready(remote, Stalled(stalled))
         if decision.next_at is not None:
             status["nextSyncTime"] = rfc3339(decision.next_at)
         return _verdict(runs, status, digest=digest, history=history, decision=decision)
@@ -173,7 +173,7 @@ async def _start(
         await accept(context, remote, upstream=spec["sources"][0]["upstreamName"])
     except Stalled as error:
         context.requeue(key_of(REMOTE, remote))
-        raise _remote_not_ready(remote, error.message) from error
+        raise _remote_not_ready(remote, error) from error
     run = await context.db.insert_run(
         row.id,
         spec=spec,
@@ -184,19 +184,25 @@ async def _start(
     )
     if run is None:
         history = await context.db.run_history(row.id, spec_hash=digest)
-        maximum = context.tuning.maximum_runs
-        waiting = Waiting(
-            f"a sync is due and waits until one of the {maximum} that may run at once has ended",
+        tried = runs.last is not None and runs.last.spec_hash == digest
+        if tried or history.good_hash == digest:
+            return _verdict(
+                Runs(None, "", runs.last),
+                status,
+                digest=digest,
+                history=history,
+                decision=Decision(next_at=now() + _SLOT_PAUSE),
+            )
+        raise Waiting(
+            f"a sync is due and waits until one of the {context.tuning.maximum_runs} that may run at once has ended",
             reason="SyncPending",
             after=_SLOT_PAUSE,
         )
-        if history.good_hash is None:
-            raise waiting
-        return Result(reason=_good_reason(runs.last), message=waiting.message, requeue_after=_SLOT_PAUSE)
     if request is not None:
         status["lastHandledSyncRequest"] = request
     context.running.add(key_of(REPOSITORY, body))
     await launch(context, body, run)
+    await context.db.prune_runs(row.id, keep=context.tuning.run_history)
     begun = Runs(await context.db.active_run(row.id), "", runs.last)
     run_status(context, body, begun, status)
     history = await context.db.run_history(row.id, spec_hash=digest)
@@ -287,8 +293,12 @@ def _stalled(remote: Object) -> str | None:
     return str(condition["message"])
 
 
-def _remote_not_ready(remote: Object, message: str) -> Stalled:
-    return Stalled(f"the Remote {remote['metadata']['name']!r} cannot be used: {message}", reason="RemoteNotReady")
+def _remote_not_ready(remote: Object, why: Stalled) -> Stalled:
+    message = f"the Remote {remote['metadata']['name']!r} cannot be used: {why.message}"
+    if isinstance(why, StalledForNow):
+        # The Remote may be fine for other repositories, and then nobody tells of the Secret's change.
+        return StalledForNow(message, reason="RemoteNotReady", after=why.after)
+    return Stalled(message, reason="RemoteNotReady")
 
 
 def _last_run(last: FinishedRun | None) -> LastRun | None:

@@ -36,6 +36,11 @@ KNOWN_REASONS: Final = frozenset(
         "RateLimited",
         "UpstreamUnreachable",
         "UpstreamInvalid",
+        "AddressDenied",
+        "InvalidTLS",
+        "CredentialsUnreadable",
+        "InvalidFilter",
+        "SpecInvalid",
         "StorageUnavailable",
         "DatabaseUnavailable",
         "JobFailed",
@@ -116,9 +121,10 @@ async def abandon(context: Context, body: Object, row: RepositoryRow) -> None:
     """End the run of a Repository that is being deleted, and its Job."""
     run = await context.db.active_run(row.id)
     if run is not None:
-        await context.db.fail_run(run.id, reason="RepositoryDeleted", message="the Repository was deleted")
+        # The Job first: a run that has ended is not looked at again, and its Job would stay for good.
         name = job_name(body["metadata"]["name"], uid=uid_of(body), run=run.id)
         await context.api.delete_job(context.settings.namespace, name)
+        await context.db.fail_run(run.id, reason="RepositoryDeleted", message="the Repository was deleted")
 
 
 async def follow(context: Context, body: Object, row: RepositoryRow) -> Runs:
@@ -148,8 +154,10 @@ async def _check_job(context: Context, body: Object, run: ActiveRun) -> tuple[st
     state = job_state(job)
     if state.phase != "Active":
         return diagnose(state, await context.api.job_pods(namespace, name), name=name, namespace=namespace), True
+    if run.started_at is not None:
+        return await _check_life(context, run, name=name)
     age = now() - run.created_at
-    if run.started_at is not None or age < _START_GRACE:
+    if age < _START_GRACE:
         return "", False
     trouble = pod_trouble(await context.api.job_pods(namespace, name))
     if age < context.jobs.start_deadline:
@@ -157,6 +165,19 @@ async def _check_job(context: Context, body: Object, run: ActiveRun) -> tuple[st
     await context.api.delete_job(namespace, name)
     return (
         f"the sync's Job {name} in the namespace {namespace} did not start in time: {trouble or 'no pod came up'}",
+        True,
+    )
+
+
+async def _check_life(context: Context, run: ActiveRun, *, name: str) -> tuple[str, bool]:
+    """Whether a run that has begun still shows signs of life. Of a lost node nobody says that its pods are gone, so a Job alone stays active."""
+    seen = max(filter(None, [run.started_at, run.heartbeat_at]))
+    if now() - seen < context.jobs.heartbeat_deadline:
+        return "", False
+    namespace = context.settings.namespace
+    await context.api.delete_job(namespace, name)
+    return (
+        f"the sync's Job {name} in the namespace {namespace} gave no sign of life since {rfc3339(seen)} and was deleted",
         True,
     )
 

@@ -9,6 +9,7 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from entrepot.credentials import Credentials
-from entrepot.oci.hosts import AuthConfigInvalid, Origin, find_auth, hosts_of
+from entrepot.oci.hosts import AuthConfigInvalid, Origin, auths_of, find_auth, hosts_of
 from entrepot_operator.api import Api
 from entrepot_operator.context import StalledForNow
 from entrepot_operator.kinds import Object
@@ -63,30 +64,30 @@ class _Reader:
 async def read_credentials(
     api: Api, remote: Object, *, origin: Origin, upstream: str | None, look_again: timedelta
 ) -> Credentials:
-    """What the Secrets of a Remote hold, for a repository `upstream` there or for any.
+    """What the Secrets of a Remote hold for its host, the same whether a repository `upstream` is asked for or not.
 
     Raises:
-        StalledForNow: a Secret is missing, is not as it must be, or has nothing for the Remote's host.
+        StalledForNow: a Secret is missing, is not as it must be, or has nothing for the Remote's host, or for `upstream` there.
     """
     reader = _Reader(api, remote["metadata"]["namespace"], look_again=look_again)
     spec = remote["spec"]
     tls = spec.get("tls") or {}
-    username = password = ca = client_cert = client_key = ""
+    login, ca, client_cert, client_key = Credentials(), "", "", ""
     if (ref := spec.get("credentialsSecretRef")) is not None:
-        username, password = await _login(reader, ref["name"], origin=origin, upstream=upstream)
+        login = await _login(reader, ref["name"], origin=origin, upstream=upstream)
     if (ref := tls.get("caSecretRef")) is not None:
         ca = await _authority(reader, ref["name"])
     if (ref := tls.get("clientCertSecretRef")) is not None:
         client_cert, client_key = await _client_certificate(reader, ref["name"])
-    return Credentials(username, password, ca, client_cert, client_key)
+    return replace(login, ca=ca, client_cert=client_cert, client_key=client_key)
 
 
-async def _login(reader: _Reader, name: str, *, origin: Origin, upstream: str | None) -> tuple[str, str]:
+async def _login(reader: _Reader, name: str, *, origin: Origin, upstream: str | None) -> Credentials:
     field = "spec.credentialsSecretRef"
     secret = await reader.get(field, name)
     kind = secret.get("type")
     if kind == _BASIC:
-        return reader.text(field, secret, "username"), reader.text(field, secret, "password")
+        return Credentials(reader.text(field, secret, "username"), reader.text(field, secret, "password"))
     if kind != _DOCKER:
         raise reader.stalled(
             "SecretInvalid", f"{field}: the Secret {name!r} is of type {kind}; it must be {_DOCKER} or {_BASIC}"
@@ -101,24 +102,18 @@ async def _login(reader: _Reader, name: str, *, origin: Origin, upstream: str | 
             "SecretInvalid", f"{field}: '.dockerconfigjson' of the Secret {name!r} is not a JSON object"
         ) from None
     try:
-        found, hosts = _find(config, origin.authority, upstream), hosts_of(config)
+        found, hosts = auths_of(config, origin.authority), hosts_of(config)
+        serves = bool(found) if upstream is None else find_auth(config, origin.authority, upstream) is not None
     except AuthConfigInvalid as error:
         raise reader.stalled("SecretInvalid", f"{field}: the Secret {name!r}: {error}") from None
-    if found is None:
+    if not serves:
+        where = origin.authority if upstream is None else f"{origin.authority}/{upstream}"
         has = ", ".join(hosts[:_SHOWN_HOSTS]) + (", …" if len(hosts) > _SHOWN_HOSTS else "") or "none"
         raise reader.stalled(
             "NoCredentialsForHost",
-            f"{field}: the Secret {name!r} has no entry for {origin.authority}; it has entries for: {has}",
+            f"{field}: the Secret {name!r} has no entry for {where}; it has entries for: {has}",
         )
-    return found
-
-
-def _find(config: Mapping[str, Any], host: str, upstream: str | None) -> tuple[str, str] | None:
-    if upstream is not None:
-        return find_auth(config, host, upstream)
-    # No repository in mind: the entry for the whole host, or else any for a part of it.
-    paths = ["", *(entry.partition("/")[2] for entry in hosts_of(config))]
-    return next((found for path in paths if (found := find_auth(config, host, path)) is not None), None)
+    return Credentials(auths=found)
 
 
 async def _authority(reader: _Reader, name: str) -> str:

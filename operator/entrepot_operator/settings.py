@@ -93,6 +93,9 @@ class TuningSettings(Settings):
     maximum_runs: int = 20
     """Sync runs under way at once, over all Repositories; others wait."""
 
+    run_history: int = 100
+    """Finished runs of a Repository that are kept in PostgreSQL; the last good one stays in any case."""
+
     retry_initial: timedelta = timedelta(seconds=30)
     """Pause before a run that failed is repeated; it doubles with each failure."""
 
@@ -100,7 +103,7 @@ class TuningSettings(Settings):
     """Longest pause before a run that failed is repeated."""
 
     def __post_init__(self) -> None:
-        for name in ("concurrency", "version_window", "maximum_runs"):
+        for name in ("concurrency", "version_window", "maximum_runs", "run_history"):
             if getattr(self, name) < 1:
                 raise SettingInvalid(f"{self.prefix}{name.upper()} must be 1 or more")
         for name in ("poll_interval", "comparison_interval", "backoff_initial", "retry_initial", "secret_interval"):
@@ -122,6 +125,10 @@ class JobSettings(Settings):
 
     start_deadline: timedelta = timedelta(minutes=10)
     """How long a Job's first pod may take to start (image pull, scheduling) before the run counts as failed."""
+
+    heartbeat_deadline: timedelta = timedelta(minutes=15)
+    """How long a run that has begun may give no sign of life, as on a lost node, before its Job is deleted and it counts as failed. Well above
+    `ENTREPOT_SYNCER_OUTAGE`, during which a syncer without PostgreSQL cannot give any."""
 
     ttl_after_finished: timedelta = timedelta(hours=1)
     """How long a finished Job and its log are kept."""

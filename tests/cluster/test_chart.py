@@ -197,8 +197,10 @@ def _termination_message(kubectl: Kubectl, namespace: str) -> str:
         pods = json.loads(kubectl("get", "pods", f"--namespace={namespace}", "--output=json").stdout)["items"]
         for pod in pods:
             for status in pod["status"].get("containerStatuses", []):
-                with contextlib.suppress(KeyError):
-                    return str(status["state"]["terminated"]["message"])
+                # It is started again in its place, so that the attempt before is where it ended.
+                for state in (status["state"], status.get("lastState", {})):
+                    with contextlib.suppress(KeyError):
+                        return str(state["terminated"]["message"])
         time.sleep(0.2)
     raise AssertionError(f"the set-up in {namespace} did not end")
 

@@ -81,6 +81,86 @@ async def test_not_more_runs_start_than_may_be_under_way(db: OperatorDatabase) -
     assert [await start(db, row, maximum=2) is not None for row in rows] == [True, True, False]
 
 
+async def test_runs_of_deleted_repositories_hold_no_place(db: OperatorDatabase) -> None:
+    left, row = await make(db, "left"), await make(db)
+    assert await start(db, left, maximum=1)
+    assert await start(db, row, maximum=1) is None
+    await db.delete_repository(left.id, grace=WEEK)
+    assert await start(db, row, maximum=1)
+
+
+async def test_runs_without_a_sign_of_life_end_and_others_go_on(db: OperatorDatabase, database: Database) -> None:
+    rows = [await make(db, name) for name in ("lost", "alive", "new")]
+    runs = [await start(db, row) for row in rows]
+    owner = await asyncpg.connect(database.dsn("owner"))
+    try:
+        change = "update sync_run set created_at = now() - interval '2 days', heartbeat_at = now() - $2::interval where id = $1"
+        await owner.execute(change, runs[0], timedelta(days=1, minutes=1))
+        await owner.execute(change, runs[1], timedelta(hours=23))
+    finally:
+        await owner.close()
+    assert await db.fail_lost_runs(deadline=timedelta(days=1), message="no sign of life") == 1
+    last = await db.last_run(rows[0].id)
+    assert last is not None
+    assert (last.outcome, last.reason, last.message) == ("Failed", "JobFailed", "no sign of life")
+    assert [await db.active_run(row.id) is not None for row in rows] == [False, True, True]
+
+
+async def test_old_runs_are_forgotten_but_those_that_scheduling_goes_by(
+    db: OperatorDatabase, database: Database
+) -> None:
+    row, other = await make(db), await make(db, "other")
+    owner = await asyncpg.connect(database.dsn("owner"))
+    try:
+        for number in range(10):
+            outcome, request = "Synced" if number in {1, 2} else "Failed", "please" if number == 4 else None
+            for repository in (row.id, other.id):
+                await owner.execute(
+                    "insert into sync_run (repository, spec, spec_hash, trigger, request, created_at, finished_at, phase, outcome)"
+                    " values ($1, '{}', $2, 'Created', $3, now() - make_interval(hours => 20 - $4::int), now(), 'Finished', $5)",
+                    repository,
+                    f"s{number}",
+                    request,
+                    number,
+                    outcome,
+                )
+        before = await db.run_history(row.id, spec_hash="s9")
+        active = await start(db, row)
+        await db.prune_runs(row.id, keep=3)
+        found = await owner.fetch(
+            "select id, spec_hash from sync_run where repository = $1 order by created_at", row.id
+        )
+        assert [run["spec_hash"] for run in found] == ["s2", "s4", "s7", "s8", "s9", "s"]
+        assert found[-1]["id"] == active
+        assert await db.run_history(row.id, spec_hash="s9") == before
+        assert await owner.fetchval("select count(*) from sync_run where repository = $1", other.id) == 10
+    finally:
+        await owner.close()
+
+
+async def test_a_path_that_was_claimed_and_never_served_is_given_back(db: OperatorDatabase) -> None:
+    row, uid = await make(db), uuid.uuid4()
+
+    async def claim(path: str, *, by: uuid.UUID = uid, name: str = "app") -> bool:
+        return await db.claim_path(path, namespace="demo", name=name, distribution=by, reservation=WEEK) is None
+
+    async def put(path: str) -> bool:
+        return await db.put_distribution(
+            uid, namespace="demo", name="app", base_path=path, repository=row.id, access="Public"
+        )
+
+    assert await claim("demo/first")
+    assert await claim("demo/second")
+    assert await db.release_paths(uid, keep="demo/second")
+    assert not await db.release_paths(uid, keep="demo/second")
+    assert await claim("demo/first", by=uuid.uuid4(), name="other")
+    assert await put("demo/second")
+    assert not await put("demo/second")
+    assert await claim("demo/third")
+    assert await put("demo/second")
+    assert await claim("demo/third", by=uuid.uuid4(), name="another")
+
+
 async def test_a_path_is_claimed_once_and_reserved_after_its_release(db: OperatorDatabase, pool: Pool) -> None:
     one, two, other = uuid.uuid4(), uuid.uuid4(), uuid.uuid4()
 

@@ -18,10 +18,32 @@ KEYS = Keys({"2026-01": b"a" * 32, "2026-02": b"b" * 32})
 TEXTS = st.text(max_size=50)
 
 
-@given(st.builds(Credentials, TEXTS, TEXTS, TEXTS, TEXTS, TEXTS))
+@given(
+    st.builds(
+        Credentials,
+        *[TEXTS] * 5,
+        auths=st.dictionaries(TEXTS, st.tuples(TEXTS, TEXTS), max_size=3),
+    )
+)
 def test_what_is_sealed_opens_again(credentials: Credentials) -> None:
     key_id, sealed = seal(KEYS, REMOTE, origin=ORIGIN, credentials=credentials)
     assert unseal(KEYS, REMOTE, origin=ORIGIN, key_id=key_id, ciphertext=sealed) == credentials
+
+
+def test_each_repository_gets_the_entry_for_its_path_out_of_the_same_bytes() -> None:
+    auths = {
+        "registry.example.com": ("host", "1"),
+        "registry.example.com/team": ("team", "2"),
+        "registry.example.com/team/app": ("app", "3"),
+    }
+    key_id, sealed = seal(KEYS, REMOTE, origin=ORIGIN, credentials=Credentials(ca="pem", auths=auths))
+    opened = unseal(KEYS, REMOTE, origin=ORIGIN, key_id=key_id, ciphertext=sealed)
+    for name, user in (("team/app", "app"), ("team/other", "team"), ("teams", "host")):
+        chosen = opened.for_repository("registry.example.com", name)
+        assert (chosen.username, chosen.ca, chosen.auths) == (user, "pem", {})
+    assert not Credentials(auths={"registry.example.com/a": ("u", "p")}).for_repository("registry.example.com", "b")
+    # Of a Secret without hosts there is one login, for all.
+    assert Credentials("u", "p").for_repository("registry.example.com", "a") == Credentials("u", "p")
 
 
 def test_the_lexically_last_key_seals_and_older_ones_still_open() -> None:
@@ -52,7 +74,8 @@ def test_it_opens_for_nothing_else(change: str) -> None:
 
 
 def test_neither_keys_nor_credentials_show_in_repr() -> None:
-    shown = repr(Credentials("user", "canary-password", "canary-ca", "canary-cert", "canary-key")) + repr(KEYS)
+    auths = {"host": ("canary-user", "canary-password")}
+    shown = repr(Credentials("user", "canary-password", "canary-ca", "canary-cert", "canary-key", auths)) + repr(KEYS)
     assert "canary" not in shown
     assert "bbb" not in shown
     assert "user" in shown

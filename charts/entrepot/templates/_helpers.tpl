@@ -168,7 +168,7 @@ readinessProbe:
   value: {{ .Values.logLevel | quote }}
 {{- end -}}
 
-{{/* How a part reaches PostgreSQL, as its own role. Takes a list: root context, role. */}}
+{{/* How a part reaches PostgreSQL, as its own role. Takes a list: root context, role, and the most connections if fewer than others have. */}}
 {{- define "entrepot.env.database" -}}
 {{- $root := index . 0 -}}
 {{- $role := index . 1 -}}
@@ -180,7 +180,7 @@ readinessProbe:
       name: {{ include "entrepot.secret.database" $root }}
       key: {{ $role }}-password
 - name: ENTREPOT_DATABASE_POOL_SIZE
-  value: {{ $root.Values.database.poolSize | quote }}
+  value: {{ ternary (min $root.Values.database.poolSize (index (append . 0) 2)) $root.Values.database.poolSize (gt (len .) 2) | quote }}
 {{- end -}}
 
 {{/* Takes a list: root context, user, database. */}}

@@ -333,6 +333,14 @@ class OperatorDatabase:
         """End a run that nobody works on any more; one that has ended stays as it ended."""
         await self._one(_sql.fail_run, run=run, reason=reason, message=message)
 
+    async def fail_lost_runs(self, *, deadline: timedelta, message: str) -> int:
+        """End runs that gave no sign of life for longer than a Job may take, whoever was to look after them; gives how many."""
+        return len(await self._all(_sql.fail_lost_runs, deadline=deadline, message=message))
+
+    async def prune_runs(self, repository: int, *, keep: int) -> None:
+        """Forget finished runs but the newest `keep`, the last good one and the last that was asked for."""
+        await self._one(_sql.prune_runs, repository=repository, keep=keep)
+
     # Distributions
 
     async def claim_path(
@@ -353,9 +361,9 @@ class OperatorDatabase:
                     return None
                 return PathHolder(**await _sql.path_holder(connection, path=path))
 
-    async def release_paths(self, distribution: UUID) -> None:
-        """Give back all paths of a Distribution."""
-        await self._all(_sql.release_paths, distribution=distribution, keep="")
+    async def release_paths(self, distribution: UUID, *, keep: str = "") -> bool:
+        """Give back all paths of a Distribution but the one it keeps; gives whether there were any."""
+        return bool(await self._all(_sql.release_paths, distribution=distribution, keep=keep))
 
     async def withdraw_distribution(self, uuid: UUID, *, namespace: str, name: str) -> bool:
         """Serve it no longer; gives whether it was."""
@@ -377,9 +385,9 @@ class OperatorDatabase:
                     repository=repository,
                     access=access,
                 )
-                if row is not None:
-                    await all_rows(_sql.release_paths(connection, distribution=uuid, keep=base_path))
-        return row is not None
+                # Also where nothing else changed: a path may have been claimed when it could not be served yet.
+                freed = await all_rows(_sql.release_paths(connection, distribution=uuid, keep=base_path))
+        return row is not None or bool(freed)
 
     async def served_distribution(self, uuid: UUID) -> ServedDistribution | None:
         """What is served for a Distribution."""

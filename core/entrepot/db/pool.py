@@ -49,6 +49,15 @@ _AWAY = (
     asyncpg.InvalidPasswordError,
 )
 
+# A node that dies says no goodbye: without these its sessions, and every lock they hold, would outlive it by hours.
+_SESSION = {
+    "tcp_keepalives_idle": "15",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+    "idle_in_transaction_session_timeout": "60000",
+}
+
 
 def queries(part: str) -> Any:
     """The named statements of `queries/<part>.sql`, each a coroutine function that takes a connection first."""
@@ -79,7 +88,7 @@ def _arguments(settings: DatabaseSettings, application: str) -> dict[str, Any]:
         "password": settings.password or None,
         "timeout": settings.connect_timeout.total_seconds(),
         "command_timeout": settings.command_timeout.total_seconds(),
-        "server_settings": {"application_name": application},
+        "server_settings": {"application_name": application, **_SESSION},
     }
 
 

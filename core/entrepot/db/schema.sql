@@ -634,7 +634,11 @@ CREATE INDEX signature_manifest ON public.signature USING btree (manifest);
 
 CREATE UNIQUE INDEX sync_run_active ON public.sync_run USING btree (repository) WHERE (finished_at IS NULL);
 
+CREATE INDEX sync_run_good ON public.sync_run USING btree (repository, created_at) WHERE (outcome = ANY (ARRAY['Synced'::text, 'NoChange'::text, 'Partial'::text]));
+
 CREATE INDEX sync_run_history ON public.sync_run USING btree (repository, created_at);
+
+CREATE INDEX sync_run_requests ON public.sync_run USING btree (repository, created_at) WHERE (request IS NOT NULL);
 
 CREATE INDEX tag_added ON public.tag USING btree (repository, added);
 
@@ -811,7 +815,7 @@ GRANT SELECT ON TABLE public.schema_migrations TO entrepot_keeper;
 
 GRANT SELECT ON TABLE public.signature TO entrepot_registry;
 
-GRANT SELECT,INSERT ON TABLE public.sync_run TO entrepot_operator;
+GRANT SELECT,INSERT,DELETE ON TABLE public.sync_run TO entrepot_operator;
 GRANT SELECT ON TABLE public.sync_run TO entrepot_syncer;
 
 GRANT UPDATE(started_at) ON TABLE public.sync_run TO entrepot_syncer;

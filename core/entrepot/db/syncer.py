@@ -15,13 +15,16 @@ __all__ = [
     "RunProgress",
     "SealedCredential",
     "StoredConfig",
+    "abandon_objects",
     "claim_run",
     "credential",
     "discard_leftovers",
     "finish_run",
+    "lock_run",
     "open_uploads",
     "record_contact",
     "report_progress",
+    "run_is_applied",
     "run_is_finished",
     "stored_configs",
     "try_lock_run",
@@ -121,10 +124,23 @@ def _counts(progress: RunProgress) -> dict[str, int]:
     return {name: getattr(progress, name) for name in RunProgress.__slots__ if name != "phase"}
 
 
-async def report_progress(connection: Connection, run: UUID, *, progress: RunProgress) -> None:
-    """Write the counts; the caller keeps to once a second at most."""
+async def report_progress(connection: Connection, run: UUID, *, progress: RunProgress) -> bool:
+    """Write the counts; the caller keeps to once a second at most. False if the run is finished, and then nothing is changed."""
     with translated():
-        await _sql.report_progress(connection, run=run, phase=progress.phase, **_counts(progress))
+        is_finished = await _sql.report_progress(connection, run=run, phase=progress.phase, **_counts(progress))
+    return is_finished is False
+
+
+async def lock_run(connection: Connection, run: UUID) -> bool:
+    """Keep a run from being finished by anybody else until the transaction ends; False if it is finished, or gone, already."""
+    with translated():
+        return await _sql.lock_run(connection, run=run) is False
+
+
+async def run_is_applied(connection: Connection, run: UUID) -> bool:
+    """Whether the run's change was committed."""
+    with translated():
+        return bool(await _sql.run_is_applied(connection, run=run))
 
 
 async def finish_run(connection: Connection, run: UUID, *, end: RunEnd, progress: RunProgress) -> bool:
@@ -169,6 +185,12 @@ async def discard_leftovers(connection: Connection, owner: str) -> None:
     """Leave to the keeper what was begun under this owner and nothing points at."""
     with translated():
         await _sql.discard_leftovers(connection, owner=owner)
+
+
+async def abandon_objects(connection: Connection, owner: str) -> None:
+    """Leave to the keeper what was begun under this owner and nothing points at, with its open uploads."""
+    with translated():
+        await _sql.abandon_objects(connection, owner=owner)
 
 
 async def stored_configs(connection: Connection, digests: Sequence[str]) -> dict[str, StoredConfig]:

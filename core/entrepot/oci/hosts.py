@@ -128,6 +128,17 @@ def find_auth(config: Mapping[str, Any], host: str, path: str = "") -> tuple[str
     return None
 
 
+def auths_of(config: Mapping[str, Any], host: str) -> dict[str, tuple[str, str]]:
+    """User name and password of every entry for `host` or a part of it that has them, under the entries' own names.
+
+    Whoever has these and the host can ask `find_auth` for any repository there. Raises AuthConfigInvalid.
+    """
+    wanted = _same_host(host)
+    entries = _auths(config)
+    own = (key for key in entries if _same_host(_split_key(key)[0]) == wanted)
+    return {key: found for key in own if (found := _credentials(key, entries[key])) is not None}
+
+
 def hosts_of(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The hosts (with paths) that a Docker `config.json` has entries for. Raises AuthConfigInvalid."""
     return tuple(sorted({"/".join(filter(None, _split_key(key))) for key in _auths(config)}))

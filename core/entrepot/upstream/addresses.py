@@ -15,6 +15,7 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from entrepot.errors import UpstreamUnreachable
 from entrepot.upstream.settings import UpstreamSettings
 
 __all__ = ["AddressDenied", "denial", "deny_hosts", "socket_factory"]
@@ -51,13 +52,21 @@ def denial(address: str, settings: UpstreamSettings) -> str | None:
 
 
 async def deny_hosts(settings: UpstreamSettings) -> UpstreamSettings:
-    """Settings that deny the present addresses of `denied_hosts`. A name that does not resolve leads nowhere, and is left out."""
+    """Settings that deny the present addresses of `denied_hosts`. A name that does not exist leads nowhere, and is left out.
+
+    Raises UpstreamUnreachable where the resolver does not say.
+    """
 
     async def resolve(host: str) -> set[str]:
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        except socket.gaierror:
-            return set()
+        except socket.gaierror as error:
+            if error.errno in {socket.EAI_NONAME, socket.EAI_NODATA}:
+                return set()
+            # Not known is not the same as harmless.
+            raise UpstreamUnreachable(
+                f"the denied host {host} cannot be resolved at present: {error.strerror}"
+            ) from error
         return {str(address[0]).partition("%")[0] for *_, address in found}
 
     addresses = await asyncio.gather(*(resolve(host) for host in settings.denied_hosts))

@@ -35,6 +35,7 @@ TokenFetcher = Callable[[str, str | None], Awaitable[bytes]]
 """Asks a URL, with this Authorization if any, and gives the body of its 200."""
 
 _TOKEN = re.compile(r"[\x21-\x7e]{1,32768}")
+_PRINTABLE = re.compile(r"[\x20-\x7e]*")
 _DEFAULT_LIFETIME = 60.0
 """Seconds; CNCF distribution, "Token Authentication Specification": what holds when `expires_in` is not given."""
 _MARGIN = 10.0
@@ -127,13 +128,18 @@ class Authenticator:
         realm = challenge.parameters.get("realm", "")
         self._origin(realm)
         service = challenge.parameters.get("service", "")
-        return realm, service, challenge.parameters.get("scope") or self._default_scope
+        scope = challenge.parameters.get("scope") or self._default_scope
+        if not (_PRINTABLE.fullmatch(service) and _PRINTABLE.fullmatch(scope)):
+            raise UpstreamInvalid("the upstream's challenge names no usable service or scope")
+        return realm, service, scope
 
     def _origin(self, realm: str) -> Origin:
-        parts = urlsplit(realm)
         try:
+            if not _PRINTABLE.fullmatch(realm):
+                raise UrlInvalid("not in ASCII")
+            parts = urlsplit(realm)
             return origin(urlunsplit((parts.scheme, parts.netloc, "", "", "")))
-        except UrlInvalid as error:
+        except ValueError as error:  # UrlInvalid is one, and urlsplit raises plain ones
             raise UpstreamInvalid(f"the upstream's challenge names no usable realm: {excerpt(realm)}") from error
 
     async def _token(self, key: tuple[str, str, str]) -> _Token:

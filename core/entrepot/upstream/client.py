@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,7 @@ import msgspec
 
 from entrepot import __version__
 from entrepot.credentials import Credentials
-from entrepot.errors import UpstreamInvalid, UpstreamNotFound
+from entrepot.errors import UpstreamInvalid, UpstreamNotFound, UpstreamUnreachable
 from entrepot.oci.digest import Digest, DigestInvalid, Hasher
 from entrepot.oci.errors import excerpt
 from entrepot.oci.hosts import Origin, UrlInvalid, api_origin, origin, upstream_repository
@@ -87,10 +88,13 @@ async def open_client(remote: Remote, settings: UpstreamSettings | None = None) 
     except UrlInvalid as error:
         raise UpstreamInvalid(f"the upstream's URL is unusable: {error}") from error
     name = upstream_repository(place.host, remote.name)
-    verify: ssl.SSLContext | bool = True
+    own_tls: ssl.SSLContext | bool = True
+    tls: ssl.SSLContext | bool = True
     if place.scheme == "https":
-        verify = await asyncio.to_thread(_tls, remote.credentials, insecure=remote.insecure_skip_verify)
-    connector = aiohttp.TCPConnector(limit=0, ssl=verify, socket_factory=socket_factory(settings), ttl_dns_cache=30)
+        own_tls = await asyncio.to_thread(_tls, remote.credentials, insecure=remote.insecure_skip_verify)
+    if place.scheme == "https" or remote.credentials.ca:
+        tls = await asyncio.to_thread(_tls, Credentials(ca=remote.credentials.ca), insecure=False)
+    connector = aiohttp.TCPConnector(limit=0, ssl=tls, socket_factory=socket_factory(settings), ttl_dns_cache=30)
     timeout = aiohttp.ClientTimeout(
         total=None,
         sock_connect=remote.limits.connect_timeout.total_seconds(),
@@ -114,6 +118,7 @@ async def open_client(remote: Remote, settings: UpstreamSettings | None = None) 
             password=remote.credentials.password,
             limits=remote.limits,
             settings=settings,
+            own_tls=own_tls,
         )
         yield UpstreamClient(transport, base=f"{place}{prefix}/v2/{name}", name=name, settings=settings)
 
@@ -189,7 +194,9 @@ class UpstreamClient:
             with attempt:
                 async with self._transport.send("GET", url, what=what, may_refuse="?n=" in url) as response:
                     if response.status == 200:
-                        body = await read_bounded(response, self._settings.max_page_bytes, what)
+                        body = await read_bounded(
+                            response, self._settings.max_page_bytes, what, seconds=self._transport.body_timeout
+                        )
                         return _names(body, what), self._next(url, response.headers.getall("Link", []), what)
         # Some registries refuse a page size; they all have one of their own.
         return await self._page(url.partition("?")[0], what)
@@ -251,7 +258,7 @@ class UpstreamClient:
                 async with self._transport.send(
                     "GET", f"{self._base}/manifests/{reference}", what=what, headers={"Accept": ACCEPT}
                 ) as response:
-                    body = await read_bounded(response, limit, what)
+                    body = await read_bounded(response, limit, what, seconds=self._transport.body_timeout)
                     content_type = response.headers.get("Content-Type")
         actual = Digest.of(body, expected.algorithm if expected else "sha256")
         if expected is not None and actual != expected:
@@ -309,8 +316,8 @@ class UpstreamClient:
                     f"{what}: the upstream sends {response.content_length} bytes where {left + skip} were promised",
                     reason="SizeMismatch",
                 )
-            content: Any = response.content
-            while chunk := await content.readany():
+            pace = _Pace(what, self._settings)
+            while chunk := await pace.next(response.content):
                 if skip:
                     skipped = min(skip, len(chunk))
                     skip -= skipped
@@ -322,6 +329,31 @@ class UpstreamClient:
                     raise UpstreamInvalid(f"{what}: the upstream sends more than {size} bytes", reason="SizeMismatch")
                 hasher.update(chunk)
                 await sink(chunk)
+
+
+class _Pace:
+    """Breaks off a download that drips. Only the time that the upstream is waited for counts, not what our own storage takes."""
+
+    def __init__(self, what: str, settings: UpstreamSettings) -> None:
+        self._what = what
+        self._rate = settings.min_rate
+        self._window = settings.min_rate_window.total_seconds()
+        self._waited = 0.0
+        self._received = 0
+
+    async def next(self, content: Any) -> bytes:
+        """The next chunk. Raises UpstreamUnreachable."""
+        begun = time.monotonic()
+        chunk: bytes = await content.readany()
+        self._waited += time.monotonic() - begun
+        self._received += len(chunk)
+        if chunk and self._waited >= self._window:
+            if self._received < self._rate * self._waited:
+                raise UpstreamUnreachable(
+                    f"{self._what}: the upstream sent {self._received} bytes in {self._waited:.0f} s; that is too slow"
+                )
+            self._waited, self._received = 0.0, 0
+        return chunk
 
 
 def _names(body: bytes, what: str) -> list[str]:

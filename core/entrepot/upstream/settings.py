@@ -51,9 +51,19 @@ class UpstreamSettings(Settings):
     give_up_after: int = 10
     """Requests in a row that failed in spite of their retries, after which an upstream counts as away for the rest of the run."""
 
+    min_rate: int = 1024
+    """Bytes a second that an upstream must send of a blob while it is waited for; slower ones are broken off and tried again. 0: any."""
+
+    min_rate_window: timedelta = timedelta(minutes=5)
+    """How long an upstream may be slower than that."""
+
     networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = field(init=False, repr=False, default=())
 
     def __post_init__(self) -> None:
+        if self.min_rate < 0 or not self.min_rate_window:
+            raise SettingInvalid(
+                f"{self.prefix}MIN_RATE must be at least 0, and {self.prefix}MIN_RATE_WINDOW more than 0"
+            )
         try:
             networks = tuple(ipaddress.ip_network(text) for text in self.denied_cidrs)
         except ValueError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from entrepot.upstream.addresses import AddressDenied
 from entrepot.upstream.auth import Authenticator
 from entrepot.upstream.settings import UpstreamSettings
 
-__all__ = ["Limits", "Transport", "read_bounded"]
+__all__ = ["Limits", "TooLarge", "Transport", "read_bounded"]
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_ERROR_BODY = 16 * 1024
@@ -42,7 +43,10 @@ _MAX_TOKEN_BODY = 64 * 1024
 _MAX_URL = 16 * 1024
 """Characters; presigned URLs of object stores are long."""
 _CODE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
-_AMBIGUOUS = re.compile(r"[\x00-\x20\x7f\\]")
+_AMBIGUOUS = re.compile(r"[\x00-\x20\x7f-\U0010ffff\\]")
+"""What no URL holds (RFC 3986): parsers differ in what they make of it. Undecodable bytes of a header come as surrogates, and are among it."""
+_READS = 5
+"""A body may take as long as this many reads."""
 _NOT_SUPPORTED = frozenset({405, 501})
 
 
@@ -64,14 +68,20 @@ class Limits:
     read_timeout: timedelta = timedelta(seconds=60)
 
 
+class TooLarge(UpstreamInvalid):
+    """An answer has more bytes than are taken."""
+
+
 class Transport:
     """Requests to one upstream repository."""
 
     def __init__(
         self, session: aiohttp.ClientSession, *, remote: Origin, scope: str, username: str, password: str, limits: Limits,
-        settings: UpstreamSettings,
+        settings: UpstreamSettings, own_tls: ssl.SSLContext | bool = True,
     ) -> None:  # fmt: skip
+        """`own_tls` holds for the remote's own origin; elsewhere, where redirects and realms lead, what the session has by default does."""
         self._session = session
+        self._own_tls = own_tls
         self._remote = remote
         self._limits = limits
         self._settings = settings
@@ -89,6 +99,11 @@ class Transport:
     @property
     def remote(self) -> Origin:
         return self._remote
+
+    @property
+    def body_timeout(self) -> float:
+        """Seconds that a whole body may take, blobs excepted."""
+        return _READS * self._limits.read_timeout.total_seconds()
 
     def attempts(self, *, has_progressed: Callable[[], bool] = lambda: False) -> tenacity.AsyncRetrying:
         """For `async for attempt in …: with attempt: …`: repeats what a later attempt may cure, with growing, random pauses.
@@ -140,7 +155,7 @@ class Transport:
         """An upstream that is away must not be asked for every one of a thousand tags, with retries for each."""
         self._failures += 1
         if isinstance(error, UpstreamRateLimited) or self._failures >= self._settings.give_up_after:
-            self._away = error if isinstance(error, UpstreamError) else None
+            self._away = _fresh(error) if isinstance(error, UpstreamError) else None
 
     @contextlib.asynccontextmanager
     async def send(
@@ -156,7 +171,7 @@ class Transport:
         """
         async with self._slots:
             if self._away is not None:
-                raise self._away
+                raise _fresh(self._away)
             await self._pause()
             with self._translated(what):
                 response = await self._first_or_later(method, url, what=what, headers=dict(headers or {}))
@@ -216,9 +231,14 @@ class Transport:
             if self._remote.scheme == "https" and place.scheme != "https":
                 raise UpstreamInvalid(f"{what}: the upstream redirects from https to {place}")
             own = {"Authorization": authorization} if authorization and place == self._remote else {}
-            response = await self._session.request(
-                method, URL(url, encoded=True), headers={**headers, **own}, allow_redirects=False
-            )
+            async with asyncio.timeout(self._limits.connect_timeout.total_seconds() + self.body_timeout):
+                response = await self._session.request(
+                    method,
+                    URL(url, encoded=True),
+                    headers={**headers, **own},
+                    allow_redirects=False,
+                    ssl=self._tls_for(place),
+                )
             if response.status not in _REDIRECTS:
                 return response
             location = response.headers.get("Location", "")
@@ -230,6 +250,10 @@ class Transport:
             except ValueError as error:
                 raise UpstreamInvalid(f"{what}: the upstream redirects to {excerpt(location)}") from error
         raise UpstreamInvalid(f"{what}: the upstream redirects more than {self._settings.max_redirects} times")
+
+    def _tls_for(self, place: Origin) -> ssl.SSLContext | bool:
+        """A client certificate and leave to skip verification are for the Remote alone. (True: the session's default.)"""
+        return self._own_tls if place == self._remote else True
 
     def _origin_of(self, url: str, what: str) -> Origin:
         try:
@@ -244,9 +268,14 @@ class Transport:
         what = f"the token service at {place}"
         headers = {"Authorization": authorization} if authorization else {}
         with self._translated(what):
-            async with self._session.get(URL(url, encoded=True), headers=headers, allow_redirects=False) as response:
+            async with (
+                asyncio.timeout(self._limits.connect_timeout.total_seconds() + self.body_timeout),
+                self._session.get(
+                    URL(url, encoded=True), headers=headers, allow_redirects=False, ssl=self._tls_for(place)
+                ) as response,
+            ):
                 if response.status == 200:
-                    return await read_bounded(response, _MAX_TOKEN_BODY, what)
+                    return await read_bounded(response, _MAX_TOKEN_BODY, what, seconds=self.body_timeout)
                 failure = await self._failure(response, what)
         if response.status == 404:
             raise UpstreamInvalid(failure.message, status=404)
@@ -256,7 +285,8 @@ class Transport:
         """Read what little a refusal says, so that its connection can be used again."""
         length = response.content_length
         if length is not None and length <= _MAX_ERROR_BODY:
-            await response.read()
+            async with asyncio.timeout(self.body_timeout):
+                await response.read()
         else:
             response.close()
 
@@ -297,20 +327,27 @@ class Transport:
             raise UpstreamUnreachable(f"{what}: {_short(error)}") from error
 
 
-async def read_bounded(response: aiohttp.ClientResponse, limit: int, what: str) -> bytes:
-    """A body of at most `limit` bytes. Raises UpstreamInvalid as soon as it is longer, without reading on."""
+async def read_bounded(response: aiohttp.ClientResponse, limit: int, what: str, *, seconds: float) -> bytes:
+    """A body of at most `limit` bytes, within a time in all: one byte now and then would never meet the time-out of a single read.
+
+    Raises TooLarge as soon as it is longer, without reading on, and TimeoutError.
+    """
     if response.content_length is not None and response.content_length > limit:
-        raise UpstreamInvalid(
-            f"{what}: the upstream answers with {response.content_length} bytes; at most {limit} are taken"
-        )
+        raise TooLarge(f"{what}: the upstream answers with {response.content_length} bytes; at most {limit} are taken")
     chunks: list[bytes] = []
     size = 0
-    while chunk := await response.content.readany():
-        size += len(chunk)
-        if size > limit:
-            raise UpstreamInvalid(f"{what}: the upstream answers with more than {limit} bytes")
-        chunks.append(chunk)
+    async with asyncio.timeout(seconds):
+        while chunk := await response.content.readany():
+            size += len(chunk)
+            if size > limit:
+                raise TooLarge(f"{what}: the upstream answers with more than {limit} bytes")
+            chunks.append(chunk)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _fresh(error: UpstreamError) -> UpstreamError:
+    """The same error without its past: one that is raised again and again gathers the frames, and all that they hold, of each time."""
+    return type(error)(error.message, reason=error.reason, retry_after=error.retry_after, status=error.status)
 
 
 def _retry_after(value: str | None) -> timedelta | None:

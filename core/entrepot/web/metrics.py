@@ -30,6 +30,7 @@ class WebMetrics:
         self.in_flight = self.gauge("requests_in_flight", "Requests being answered.")
         self.refused = self.counter("requests_refused", "Requests refused because too many were being answered.")
         self.broken = self.counter("responses_broken", "Answers broken off after they had begun.", "reason")
+        self.failing_checks = self.gauge("check_failing", "1 while a check of what lies behind fails.", "check")
         # Children by their labels: asking the library for one takes as long as encoding a small answer.
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram, Counter]] = {}
 

@@ -139,9 +139,12 @@ async def health(path: str, readiness: Readiness) -> web.Response | None:
         return web.Response(body=b'{"status":"alive"}', content_type="application/json")
     if path == "/readyz":
         problems = await readiness.problems()
-        body = {"status": "unready", "problems": problems} if problems else {"status": "ready"}
+        is_ready = readiness.is_ready
+        body: dict[str, object] = {"status": "ready" if is_ready else "unready"}
+        if problems:
+            body["problems"] = problems
         return web.Response(
-            status=503 if problems else 200, body=msgspec.json.encode(body), content_type="application/json"
+            status=200 if is_ready else 503, body=msgspec.json.encode(body), content_type="application/json"
         )
     return None
 

@@ -101,6 +101,7 @@ async def open_registry(
         readiness = Readiness(
             {"database": lambda: _check_database(pool), "storage": store.check, "keys": keys.check},
             settings=web_settings,
+            metrics=metrics,
         )
         app = App(
             guard=guard,

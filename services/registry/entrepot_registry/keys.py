@@ -1,7 +1,8 @@
 """The public keys of the token service.
 
 They are read from its JWKS, again now and then, and again when a token names a key that is not known, but no oftener than a setting allows:
-whoever invents key ids must not make requests for us. While the token service is away the last keys stay. A token's own header never
+whoever invents key ids must not make requests for us. While the token service is away the last keys stay. A key that is not published any more verifies for as long as tokens live: with several
+token services one may still sign with it, or not have a newer one yet that another signs with. A token's own header never
 brings or points to a key.
 """
 
@@ -93,7 +94,9 @@ class KeySet:
         self._interval = settings.keys_interval.total_seconds()
         self._retry = settings.keys_retry.total_seconds()
         self._fetches = fetches
+        self._kept = settings.keys_kept.total_seconds()
         self._keys: dict[str, PublicKey] = {}
+        self._published_at: dict[str, float] = {}
         self._asked_at = -1e9
         self._lock = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
@@ -146,9 +149,16 @@ class KeySet:
             )
             return False
         self._fetches.labels("read").inc()
+        now = time.monotonic()
+        kept = {name: key for name, key in self._keys.items() if now - self._published_at[name] < self._kept}
+        self._published_at |= dict.fromkeys(keys, now)
+        if len(kept) > _MAX_KEYS:
+            kept = {}
+        keys = kept | keys
         if set(keys) != set(self._keys):
             _log.info("public keys", ids=sorted(keys))
         self._keys = keys
+        self._published_at = {name: self._published_at[name] for name in keys}
         return True
 
     async def _fetch(self) -> dict[str, PublicKey]:

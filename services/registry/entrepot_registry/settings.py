@@ -57,6 +57,9 @@ class RegistrySettings(Settings):
     keys_retry: timedelta = timedelta(seconds=10)
     """How soon they may be read again because of a token whose key is not known."""
 
+    keys_kept: timedelta = timedelta(minutes=5)
+    """How long a key that is not published any more still verifies: as long as the token service's tokens live."""
+
     tags_default: int = 1000
     """Tags listed where the client does not say how many."""
 

@@ -1,6 +1,6 @@
 """`python -m entrepot_syncer run <run id>`: does one run, and says by its exit status whether to try again.
 
-0: the run is finished, whatever its outcome: its row says. 64: there is nothing to run like this, ever. 75: worth another attempt.
+0: the run is finished, whatever its outcome and whoever ended it: its row says. 64: there is nothing to run like this, ever. 75: worth another attempt.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from entrepot.db.syncer import RunEnd
 from entrepot.errors import EntrepotError
 from entrepot.settings import DatabaseSettings, S3Settings, SettingInvalid, load
 from entrepot.upstream.settings import UpstreamSettings
+from entrepot_syncer.lease import RunOver
 from entrepot_syncer.run import Environment, RunUnknown, perform
 from entrepot_syncer.settings import DEFAULT_TERMINATION_LOG, ProcessSettings, SyncerSettings
 
@@ -69,10 +70,17 @@ async def _run(run: UUID, environment: Environment) -> tuple[int, dict[str, obje
     except asyncio.CancelledError:
         log.info("stopped by a signal")
         return _EX_TEMPFAIL, {"outcome": None, "reason": "Stopped", "message": "stopped by a signal"}
+    except RunOver as over:
+        log.warning("the run is over", message=over.message)
+        return 0, {"outcome": None, "reason": over.reason, "message": over.message}
     except EntrepotError as error:
         log.warning("run not finished", reason=error.reason, message=error.message)
         status = _EX_USAGE if isinstance(error, RunUnknown) else _EX_TEMPFAIL
         return status, {"outcome": None, "reason": error.reason, "message": error.message}
+    except Exception as error:  # logged with its traceback; its words might hold anything
+        log.exception("the process failed by a defect")
+        message = f"a defect of the syncer: {type(error).__name__}; see its log"
+        return _EX_TEMPFAIL, {"outcome": None, "reason": "InternalError", "message": message}
     if end is None:
         log.info("the run was finished before")
         return 0, None

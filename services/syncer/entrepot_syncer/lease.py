@@ -17,13 +17,13 @@ import structlog
 
 from entrepot.db import syncer as db
 from entrepot.db.pool import connect
-from entrepot.errors import DatabaseUnavailable, Failed
+from entrepot.errors import DatabaseUnavailable, EntrepotError, Failed
 from entrepot.settings import DatabaseSettings
 from entrepot_syncer.patience import patiently
 from entrepot_syncer.progress import Progress
 from entrepot_syncer.settings import SyncerSettings
 
-__all__ = ["Lease", "RunHeld", "hold_lease"]
+__all__ = ["Lease", "RunHeld", "RunOver", "hold_lease"]
 
 _log = structlog.get_logger(__name__)
 _HEARTBEAT = 5.0
@@ -34,6 +34,12 @@ class RunHeld(Failed):
     """Another process works on this run."""
 
     default_reason = "RunHeld"
+
+
+class RunOver(EntrepotError):
+    """Somebody else ended this run while it was worked on, and nothing of it may be committed any more."""
+
+    default_reason = "RunOver"
 
 
 class Lease:
@@ -67,7 +73,7 @@ class Lease:
             await asyncio.sleep(0.25)
 
     async def keep(self, progress: Progress) -> None:
-        """Report until cancelled. Raises RunHeld or DatabaseUnavailable when the run is not ours any more."""
+        """Report until cancelled. Raises RunHeld, RunOver or DatabaseUnavailable when the run is not ours any more."""
         told, told_at = None, 0.0
         while True:
             await asyncio.sleep(self._settings.progress_interval.total_seconds())
@@ -78,7 +84,8 @@ class Lease:
                 if self._connection is None:
                     await self.acquire()
                 assert self._connection is not None  # noqa: S101 # acquire sets it or raises
-                await db.report_progress(self._connection, self._run, progress=now)
+                if not await db.report_progress(self._connection, self._run, progress=now):
+                    raise RunOver(f"run {self._run} was ended by somebody else")
             except DatabaseUnavailable as error:
                 if self._connection is None:
                     raise

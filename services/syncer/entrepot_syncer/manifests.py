@@ -28,6 +28,7 @@ from entrepot.oci.manifest import (
 )
 from entrepot.oci.media_types import MANIFEST_TYPES
 from entrepot.upstream.client import UpstreamClient
+from entrepot.upstream.transport import TooLarge
 from entrepot_syncer.blobs import Blobs
 from entrepot_syncer.progress import Progress
 from entrepot_syncer.settings import SyncerSettings
@@ -122,7 +123,8 @@ class Manifests:
             self._outcomes[digest] = await self._fetch(Digest.parse(digest), size=size, depth=depth)
             self._progress.manifests_done += 1
         except (UpstreamError, NotStorable) as error:
-            self._outcomes[digest] = error
+            # Not the error itself: its traceback holds on to bodies, and there may be as many as manifests.
+            self._outcomes[digest] = NotStorable(error.message, reason=error.reason)
         except ManifestUnsupported as error:
             self._outcomes[digest] = NotStorable(f"manifest {digest}: {error}", reason="ManifestUnsupported")
         except ManifestInvalid as error:
@@ -134,6 +136,17 @@ class Manifests:
 
     async def _fetch(self, digest: Digest, *, size: int | None, depth: int) -> _Stored:
         limit = min(size or MAX_MANIFEST_SIZE, MAX_MANIFEST_SIZE)
+        if not depth and limit < MAX_MANIFEST_SIZE:
+            # An index states the sizes of its children, and its bytes were verified. The size of a root is what the answer to HEAD said,
+            # which may be that of a compressed form: a hint to how much memory to take.
+            try:
+                return await self._fetch_within(digest, size=None, limit=limit, depth=depth)
+            except TooLarge:
+                limit = MAX_MANIFEST_SIZE
+        return await self._fetch_within(digest, size=size if depth else None, limit=limit, depth=depth)
+
+    async def _fetch_within(self, digest: Digest, *, size: int | None, limit: int, depth: int) -> _Stored:
+        """`size` is what the manifest must have, `limit` what is read of it at most."""
         async with self._budget.hold(limit):
             manifest = await self._read(digest, size=size, limit=limit)
             if not manifest.is_index:
@@ -192,5 +205,4 @@ class Manifests:
         for child in children:
             outcome = self.id_of(str(child.digest))
             if isinstance(outcome, EntrepotError):
-                failed = NotStorable(f"child {child.digest}: {outcome.message}", reason=outcome.reason)
-                raise failed from outcome
+                raise NotStorable(f"child {child.digest}: {outcome.message}", reason=outcome.reason)

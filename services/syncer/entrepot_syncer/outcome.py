@@ -8,10 +8,12 @@ from entrepot.db.content import Commit
 from entrepot.db.syncer import RunEnd
 from entrepot.errors import EntrepotError
 
-__all__ = ["Failures", "TagFailure", "end_of_failed_run", "end_of_run"]
+__all__ = ["Failures", "TagFailure", "contact_of", "end_of_failed_run", "end_of_run"]
 
 _MAX_SHOWN = 10
 _MAX_MESSAGE = 1024
+_NO_CONTACT = frozenset({"Unauthorized", "UpstreamUnreachable", "RateLimited", "AddressDenied"})
+"""Reasons that say something of the Remote and not of what was asked of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,13 @@ def end_of_run(commit: Commit | None, failures: Failures, *, selected: int) -> R
 def end_of_failed_run(error: EntrepotError) -> RunEnd:
     """Nothing could be mirrored, for one reason."""
     return RunEnd(outcome="Failed", reason=error.reason, message=_one_line(error.message))
+
+
+def contact_of(end: RunEnd) -> tuple[str, str | None]:
+    """What a run that came to its end says of the Remote: where tags are named without wildcards, the first request is for one of them."""
+    if end.outcome == "Failed" and end.reason in _NO_CONTACT:
+        return end.reason, end.message
+    return "Reachable", None
 
 
 def _one_line(text: str) -> str:

@@ -34,15 +34,15 @@ from entrepot.settings import DatabaseSettings, S3Settings
 from entrepot.upstream.client import Remote, UpstreamClient, open_client
 from entrepot.upstream.settings import UpstreamSettings
 from entrepot_syncer.blobs import Blobs
-from entrepot_syncer.lease import hold_lease
+from entrepot_syncer.lease import RunOver, hold_lease
 from entrepot_syncer.manifests import Manifests
-from entrepot_syncer.outcome import Failures, end_of_failed_run, end_of_run
+from entrepot_syncer.outcome import Failures, contact_of, end_of_failed_run, end_of_run
 from entrepot_syncer.patience import Database
 from entrepot_syncer.progress import Progress
 from entrepot_syncer.selection import Selection, select, work_through
 from entrepot_syncer.settings import ProcessSettings, SyncerSettings
 from entrepot_syncer.spec import RunSpec, SourceSpec, read_spec
-from entrepot_syncer.store import RunStore, open_run_store
+from entrepot_syncer.store import RunStore, objects_owner, open_run_store
 
 __all__ = ["Environment", "RunUnknown", "perform"]
 
@@ -73,7 +73,7 @@ async def perform(run: UUID, environment: Environment) -> RunEnd | None:
 
     Raises:
         DatabaseUnavailable, StorageUnavailable, RunHeld: worth another attempt.
-        RunUnknown: never worth one.
+        RunUnknown, RunOver: never worth one.
     """
     settings = environment.syncer
     async with (
@@ -89,14 +89,17 @@ async def perform(run: UUID, environment: Environment) -> RunEnd | None:
         progress = Progress(bytes_transferred=claimed.bytes_transferred)
         log = _log.bind(run=str(run), repository=f"{claimed.namespace}/{claimed.name}", attempt=claimed.attempt)
         keeper = asyncio.create_task(lease.keep(progress))
-        work = asyncio.create_task(
-            _Run(claimed, database, environment=environment, progress=progress, log=log).finish()
-        )
+        attempt = _Run(claimed, database, environment=environment, progress=progress, log=log)
+        work = asyncio.create_task(attempt.finish())
         try:
             await asyncio.wait({keeper, work}, return_when=asyncio.FIRST_COMPLETED)
             if keeper.done():
-                # Whatever the work is doing, the run is not ours any more.
-                keeper.result()
+                # Whatever the work is doing, the run is not ours any more. Unless it is the work that ended it; the row's lock tells.
+                try:
+                    keeper.result()
+                except RunOver:
+                    if not attempt.is_ending:
+                        raise
             return await work
         finally:
             keeper.cancel()
@@ -117,22 +120,27 @@ class _Run:
         self._progress = progress
         self._log = log
         self._failures = Failures()
+        self._may_have_ended = False
+        """Whether an earlier try of the last transaction wrote the outcome; its COMMIT may have been done and its answer lost."""
+        self.is_ending = False
+        """Whether the outcome is being written, or is."""
 
     async def finish(self) -> RunEnd:
-        """Sync, and write the outcome whatever it is."""
+        """Sync, and write the outcome whatever it is. Raises RunOver where somebody else wrote one."""
         spec: RunSpec | None = None
+        contact: tuple[str, str | None] | None = None
         try:
             if self._claimed.is_deleted:
                 raise RepositoryGone("the repository was deleted")
             spec = read_spec(self._claimed.spec)
             end = await self._sync(spec.source)
-            contact = "Reachable", None
-        except (DatabaseUnavailable, StorageUnavailable):
+            contact = contact_of(end)
+        except (DatabaseUnavailable, StorageUnavailable, RunOver):
             raise
         except EntrepotError as error:
             end = end_of_failed_run(error)
-            contact = (error.reason, end.message) if isinstance(error, UpstreamError) else None  # type: ignore[assignment]
-            await self._database.run(lambda c: self._end(c, end), transaction=True)
+            contact = (error.reason, end.message) if isinstance(error, UpstreamError) else None
+            await self._database.run(lambda c: self._fail(c, end), transaction=True)
         except Exception as error:  # noqa: BLE001 # logged with its traceback, and shown as a defect
             self._log.exception("run failed by a defect")
             end = RunEnd(
@@ -140,8 +148,7 @@ class _Run:
                 reason="InternalError",
                 message=f"a defect of the syncer: {type(error).__name__}; see its log",
             )
-            contact = None
-            await self._database.run(lambda c: self._end(c, end), transaction=True)
+            await self._database.run(lambda c: self._fail(c, end), transaction=True)
         if spec is not None and contact is not None:
             remote, (outcome, message) = spec.source.remote, contact
             await self._database.run(lambda c: syncer.record_contact(c, remote, outcome=outcome, message=message))
@@ -151,8 +158,20 @@ class _Run:
         )  # fmt: skip
         return end
 
-    async def _end(self, connection: Connection, end: RunEnd) -> None:
-        await syncer.finish_run(connection, self._claimed.id, end=end, progress=self._progress.snapshot())
+    async def _end(self, connection: Connection, end: RunEnd, *, is_applied: bool = False) -> None:
+        """Raises RunOver where somebody else ended the run."""
+        self.is_ending = True
+        if await syncer.finish_run(connection, self._claimed.id, end=end, progress=self._progress.snapshot()):
+            self._may_have_ended = True
+        elif not is_applied and not self._may_have_ended:
+            raise self._over()
+
+    async def _fail(self, connection: Connection, end: RunEnd) -> None:
+        await syncer.abandon_objects(connection, objects_owner(self._claimed.id))
+        await self._end(connection, end)
+
+    def _over(self) -> RunOver:
+        return RunOver(f"run {self._claimed.id} was ended by somebody else; nothing of it is committed")
 
     async def _sync(self, source: SourceSpec) -> RunEnd:
         remote = Remote(
@@ -186,10 +205,11 @@ class _Run:
             raise CredentialsUnreadable("the Remote has credentials, and ENTREPOT_CREDENTIALS_KEY_DIR is not set")
         try:
             keys = await asyncio.to_thread(Keys.load, directory)
-            place = str(origin(source.url))
+            place = origin(source.url)
         except (KeysInvalid, UrlInvalid) as error:
             raise CredentialsUnreadable(str(error)) from error
-        return unseal(keys, source.remote, origin=place, key_id=sealed.key_id, ciphertext=sealed.ciphertext)
+        opened = unseal(keys, source.remote, origin=str(place), key_id=sealed.key_id, ciphertext=sealed.ciphertext)
+        return opened.for_repository(place.authority, source.upstream_name)
 
     async def _mirror(
         self, client: UpstreamClient, store: RunStore, *, selection: Selection, source: SourceSpec
@@ -246,9 +266,16 @@ class _Run:
         change = Change(tags=tags, add_manifests=manifests.closure(roots))
 
         async def work(connection: Connection) -> RunEnd:
+            self.is_ending = True
+            run_id = self._claimed.id
             commit: Commit | None = None
+            is_ours = await syncer.lock_run(connection, run_id)
+            is_applied = not is_ours and await syncer.run_is_applied(connection, run_id)
+            if roots and not is_ours and not is_applied:
+                # The operator gave this process up, and a newer run may have mirrored something newer.
+                raise self._over()
             if roots:
-                run = str(self._claimed.id)
+                run = str(run_id)
                 commit = await content.commit(
                     connection,
                     self._claimed.repository,
@@ -258,7 +285,7 @@ class _Run:
                 )
             end = end_of_run(commit, self._failures, selected=selection.selected)
             await store.discard_leftovers(connection)
-            await self._end(connection, end)
+            await self._end(connection, end, is_applied=is_applied)
             return end
 
         try:

@@ -24,7 +24,7 @@ from entrepot_syncer.settings import SyncerSettings
 if TYPE_CHECKING:
     from entrepot.blobs.store import BlobStore
 
-__all__ = ["RunStore", "open_run_store"]
+__all__ = ["RunStore", "objects_owner", "open_run_store"]
 
 _LOOKUP_BATCH = 500
 """Lists of digests in one query."""
@@ -45,6 +45,11 @@ def _import_opener() -> _Opener:
     return open_store
 
 
+def objects_owner(run: UUID) -> str:
+    """Under what a run's objects stand until blobs point at them."""
+    return f"sync/{run}"
+
+
 class RunStore:
     """The content that one run stores for one repository."""
 
@@ -55,7 +60,7 @@ class RunStore:
         self._database = database
         self._s3 = s3
         self._repository = repository
-        self._owner = f"sync/{run}"
+        self._owner = objects_owner(run)
         self._origin = origin
         self._settings = settings
         self._stack = stack

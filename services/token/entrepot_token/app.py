@@ -107,7 +107,9 @@ async def open_token_service(
     async with AsyncExitStack() as stack:
         keys = await stack.enter_async_context(KeyRing(settings))
         pool = await stack.enter_async_context(open_pool(database, application="entrepot-token"))
-        readiness = Readiness({"database": lambda: _check_database(pool), "keys": keys.check}, settings=web_settings)
+        readiness = Readiness(
+            {"database": lambda: _check_database(pool), "keys": keys.check}, settings=web_settings, metrics=metrics
+        )
         app = App(
             pool,
             keys,

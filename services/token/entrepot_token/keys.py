@@ -1,13 +1,15 @@
 """Private keys out of a directory.
 
-The directory is a mounted Secret: a new key appears there without a restart, signs from then on if its name is the last, and registries meet
-it by its id in the JWKS. An old key stays published until its file goes. A directory that cannot be read, or holds a broken file, leaves
+The directory is a mounted Secret: a new key appears there without a restart, and in another replica up to a minute or two later. So it is
+published at once, and signs (if its name is the last) only when it has been there for a while: by then a registry finds it at whichever
+replica it asks. An old key stays published until its file goes. A directory that cannot be read, or holds a broken file, leaves
 the keys as they were: tokens go on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,10 @@ def _fingerprint(directory: Path) -> tuple[tuple[str, int, int, int], ...]:
     return tuple((name, state.st_mtime_ns, state.st_size, state.st_ino) for name, state in states)
 
 
+def _identity(key: SigningKey) -> tuple[str, str]:
+    return key.id, str(key.public.get("x") or key.public.get("n"))
+
+
 class KeyRing:
     """The keys at present. `async with` reads them and keeps looking."""
 
@@ -99,7 +105,10 @@ class KeyRing:
         self._directory = settings.signing_key_dir
         self._algorithm = settings.token_algorithm
         self._interval = settings.keys_interval.total_seconds()
+        self._delay = settings.key_delay.total_seconds()
         self._keys: list[SigningKey] = []
+        self._since: dict[tuple[str, str], float] = {}
+        """When each key was first seen, by its id and its public half: another key under an old name is a new key."""
         self._seen: tuple[tuple[str, int, int, int], ...] | None = None
         self._problem = "the keys have not been read yet"
         self._task: asyncio.Task[None] | None = None
@@ -127,8 +136,14 @@ class KeyRing:
         """A token. Raises `KeyInvalid` while there is no key."""
         if not self._keys:
             raise KeyInvalid(self._problem)
-        key = self._keys[-1]
+        key = self._signer()
         return jwt.encode(claims, key.key, algorithm=key.algorithm, headers={"kid": key.id})
+
+    def _signer(self) -> SigningKey:
+        """The last key that the other replicas have as well by now. Where none is known to be (after the start), the first: keys are added behind."""
+        usable = [key for key in self._keys if key.algorithm == self._algorithm]
+        latest = time.monotonic() - self._delay
+        return next((key for key in reversed(usable) if self._since[_identity(key)] <= latest), usable[0])
 
     async def _keep_looking(self) -> None:
         while True:
@@ -145,5 +160,7 @@ class KeyRing:
             self._problem = str(error)
             _log.error("the signing keys were not read", error=self._problem, kept=[key.id for key in self._keys])
             return
+        now = time.monotonic()
+        self._since = {_identity(key): self._since.get(_identity(key), now) for key in keys}
         self._keys, self._seen = keys, seen
-        _log.info("signing keys", ids=[key.id for key in keys], signs=keys[-1].id)
+        _log.info("signing keys", ids=[key.id for key in keys], signs=self._signer().id, signs_next=keys[-1].id)

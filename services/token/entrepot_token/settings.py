@@ -19,7 +19,7 @@ class TokenSettings(Settings):
     """The token service's own settings."""
 
     signing_key_dir: Path
-    """Directory of private keys in PEM, file name without its end = key id; the lexically last one signs, all are published."""
+    """Directory of private keys in PEM, file name without its end = key id; the lexically last one that is not new signs, all are published."""
 
     port: int = 5001
     """Where tokens and keys are served."""
@@ -47,6 +47,9 @@ class TokenSettings(Settings):
 
     keys_interval: timedelta = timedelta(seconds=5)
     """How often the directory is looked at for changes."""
+
+    key_delay: timedelta = timedelta(minutes=3)
+    """How long a new key is only published, until every replica has it, before it signs."""
 
     def __post_init__(self) -> None:
         if self.token_algorithm not in _ALGORITHMS:

@@ -16,7 +16,7 @@ from entrepot.settings import S3Settings
 from tests import contents, services
 from tests.conftest import Database, ObjectStore, Postgres
 from tests.integration.registry.conftest import Demo, fill
-from tests.services import Running, until, wait_ready
+from tests.services import Running, until, wait_problem, wait_ready
 
 MANIFEST = "/v2/demo/app/manifests/latest"
 MIB = 1024 * 1024
@@ -114,8 +114,8 @@ async def test_the_database_goes_and_comes_back(demo: Demo, postgres: Postgres) 
             assert "database" in got.json()["errors"][0]["message"]
         refused = await running.ask_token("repository:demo/app:pull")
         assert (refused.status, refused.code) == (503, "UNAVAILABLE")
-        unready = await wait_ready(running.http, running.registry, status=503)
-        assert "PostgreSQL" in unready["problems"]["database"]
+        assert "PostgreSQL" in await wait_problem(running.http, running.registry, "database")
+        assert await running.metric(r'entrepot_registry_check_failing\{check="database"\}') == 1
     finally:
         await asyncio.to_thread(postgres.start)
     await wait_ready(running.http, running.registry, running.token)
@@ -153,8 +153,7 @@ async def test_s3_goes_and_comes_back(demo: Demo, object_store: ObjectStore) -> 
         got = await running.get(path)
         assert (got.status, got.code) == (503, "UNAVAILABLE")
         assert "Retry-After" in got.headers
-        unready = await wait_ready(running.http, running.registry, status=503)
-        assert set(unready["problems"]) == {"storage"}
+        await wait_problem(running.http, running.registry, "storage")
         # What needs no S3 goes on.
         for other in (MANIFEST, f"/v2/demo/app/blobs/{demo.small_digest}"):
             assert (await running.get(other)).status == 200

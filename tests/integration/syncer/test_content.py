@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bench.sync import push_blob
 from entrepot.db import pool
 from tests.integration.syncer.conftest import Mirror, make_repository
 from tests.upstreams.docker_registry import running_docker_registry
@@ -218,8 +219,6 @@ async def test_statements_do_not_grow_with_blobs(
 
 async def test_a_real_registry_with_indexes_is_mirrored(mirror: Mirror) -> None:
     import aiohttp
-
-    from bench.sync import push_blob
 
     with running_docker_registry() as registry:
         from tests.upstreams.images import Content

@@ -142,6 +142,7 @@ async def test_keys_are_rotated_without_a_restart_and_a_broken_file_changes_noth
 
     await become({"key-1"}, "key-1")
     write_key(running.keys, "key-2")
+    await become({"key-1", "key-2"}, "key-1")
     await become({"key-1", "key-2"}, "key-2")
     write_key(running.keys, "key-0")
     await become({"key-0", "key-1", "key-2"}, "key-2")

@@ -9,7 +9,18 @@ import pytest
 import yaml
 
 from tests.unit.chart.pod_security import violations
-from tests.unit.chart.rendering import CHART, TOP, containers, environment, find, helm, pods, render, rendered_text
+from tests.unit.chart.rendering import (
+    CHART,
+    TOP,
+    containers,
+    default_values,
+    environment,
+    find,
+    helm,
+    pods,
+    render,
+    rendered_text,
+)
 
 VARIATIONS: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -260,6 +271,50 @@ def test_the_operator_has_the_rights_that_its_page_lists() -> None:
         }
 
     assert [rights(rules) for rules in given] == [rights(rules) for rules in listed]
+
+
+def test_all_parts_together_leave_connections_to_postgresql_free() -> None:
+    objects = render()
+    values = default_values()
+    replicas = {
+        item["metadata"]["labels"]["app.kubernetes.io/component"]: item["spec"]["replicas"]
+        for item in objects
+        if item["kind"] == "Deployment"
+    }
+    most = 0
+    for _, pod in pods(objects):
+        component = pod["metadata"]["labels"]["app.kubernetes.io/component"]
+        pool = environment(pod["spec"]["containers"][0]).get("ENTREPOT_DATABASE_POOL_SIZE", "0")
+        if component == "syncer":
+            most += values["operator"]["maximumRuns"] * (int(pool) + 1)
+        elif component in replicas:
+            # One more while pods are replaced; never two operators.
+            most += (replicas[component] + (component != "operator")) * int(pool)
+    assert most == 170, "the comment in values.yaml has the sum"
+    # Three are the superuser's; some for the set-up and for people.
+    assert most <= int(values["database"]["embedded"]["parameters"]["max_connections"]) - 20
+
+
+def test_sync_runs_never_have_more_connections_than_others() -> None:
+    pod = dict(pods(render({"database": {"poolSize": 2}})))["ConfigMap/entrepot-syncer"]
+    assert environment(containers(pod)[0])["ENTREPOT_DATABASE_POOL_SIZE"] == "2"
+
+
+def test_no_upstream_is_a_service_of_the_release(values: dict[str, Any]) -> None:
+    objects = render(values)
+    (denied,) = {
+        given["ENTREPOT_UPSTREAM_DENIED_HOSTS"]
+        for _, pod in pods(objects)
+        for container in containers(pod)
+        if "ENTREPOT_UPSTREAM_DENIED_HOSTS" in (given := environment(container))
+    }
+    assert set(denied.split(",")) == {item["metadata"]["name"] for item in objects if item["kind"] == "Service"}
+
+
+def test_the_set_up_is_tried_until_it_succeeds() -> None:
+    job = find(render(), "Job", "entrepot-setup-")
+    assert job["spec"]["template"]["spec"]["restartPolicy"] == "OnFailure"
+    assert job["spec"]["backoffLimit"] >= 100_000
 
 
 def test_users_roles_are_added_to_the_clusters_own() -> None:

@@ -17,6 +17,7 @@ from entrepot.oci.hosts import (
     UrlInvalid,
     api_host,
     api_origin,
+    auths_of,
     find_auth,
     hosts_of,
     origin,
@@ -144,3 +145,17 @@ def test_any_configuration_gives_credentials_or_none_or_an_error(config: dict[st
     except AuthConfigInvalid:
         return
     assert found is None or all(isinstance(part, str) for part in found)
+
+
+def test_all_entries_of_a_host_are_found_and_none_of_another() -> None:
+    config = {
+        "auths": {
+            "https://index.docker.io/v1/": _auth("a", "1"),
+            "docker.io/team": _auth("b", "2"),
+            "docker.io/empty": {},
+            "quay.io": _auth("c", "3"),
+        }
+    }
+    found = auths_of(config, "registry-1.docker.io")
+    assert found == {"https://index.docker.io/v1/": ("a", "1"), "docker.io/team": ("b", "2")}
+    assert auths_of(config, "quay.io:8443") == {}

@@ -82,6 +82,13 @@ def test_every_reason_is_documented() -> None:
     assert missing == set()
 
 
+def test_a_condition_shows_every_reason_that_a_sync_can_fail_with() -> None:
+    table = (TOP / "docs/sync.md").read_text().split("| reason | what it means")[1].split("\n\n")[0]
+    reasons = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
+    # A defect of the syncer shows as SyncFailed; a run of a deleted Repository is shown by nobody.
+    assert reasons - {"InternalError", "RepositoryGone"} <= KNOWN_REASONS
+
+
 def test_the_chart_grants_what_is_documented_as_needed() -> None:
     chart = (TOP / "charts/entrepot/templates/operator/rbac.yaml").read_text()
     for resource in re.findall(r"resources: \[([^\]]+)\]", TEXT):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from entrepot.errors import UpstreamUnreachable
 from entrepot.settings import SettingInvalid
 from entrepot.upstream.addresses import AddressDenied, denial, deny_hosts, socket_factory
 from entrepot.upstream.settings import UpstreamSettings
@@ -67,6 +68,15 @@ def test_a_socket_is_made_only_for_an_allowed_address() -> None:
 def test_a_wrong_network_stops_the_start() -> None:
     with pytest.raises(SettingInvalid, match="ENTREPOT_UPSTREAM_DENIED_CIDRS"):
         UpstreamSettings(denied_cidrs=("10.0.0.0/99",))
+
+
+async def test_a_resolver_that_does_not_say_denies_nothing_and_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_AGAIN, "try again")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    with pytest.raises(UpstreamUnreachable, match="entrepot-database"):
+        await deny_hosts(UpstreamSettings(denied_hosts=("entrepot-database",)))
 
 
 async def test_the_addresses_of_denied_hosts_are_denied_and_unknown_names_are_left_out() -> None:

@@ -131,7 +131,17 @@ async def test_what_is_no_token_is_refused_and_not_quoted(answer: object) -> Non
 
 @pytest.mark.parametrize(
     "challenge",
-    ['Bearer realm="ftp://x/"', 'Bearer realm="https://u:p@auth.docker.io/"', "Bearer service=x", 'Bearer realm="'],
+    [
+        'Bearer realm="ftp://x/"',
+        'Bearer realm="https://u:p@auth.docker.io/"',
+        "Bearer service=x",
+        'Bearer realm="',
+        'Bearer realm="https://["',
+        'Bearer realm="https://auth.docker.io/tökén"',
+        'Bearer realm="https://auth.docker.io/\udcff"',
+        'Bearer realm="https://auth.docker.io/",service="\udcff"',
+        'Bearer realm="https://auth.docker.io/",scope="ä"',
+    ],
 )
 async def test_an_unusable_challenge_is_the_upstreams_fault(challenge: str) -> None:
     with pytest.raises(UpstreamInvalid):

@@ -22,8 +22,9 @@ spec:
         - name: ENTREPOT_UPSTREAM_DENIED_CIDRS
           value: {{ join "," .Values.upstream.deniedCIDRs | quote }}
         - name: ENTREPOT_UPSTREAM_DENIED_HOSTS
-          value: {{ printf "%[1]s-registry,%[1]s-token,%[1]s-database,%[1]s-storage" (include "entrepot.fullname" .) | quote }}
-        {{- include "entrepot.env.database" (list . "syncer") | nindent 8 }}
+          value: {{ printf "%[1]s-registry,%[1]s-token,%[1]s-database,%[1]s-database-headless,%[1]s-storage,%[1]s-storage-headless" (include "entrepot.fullname" .) | quote }}
+        {{- /* Few, because there are many of these pods; one more connection holds the run's lock. */}}
+        {{- include "entrepot.env.database" (list . "syncer" 4) | nindent 8 }}
         {{- include "entrepot.env.storage" . | nindent 8 }}
         {{- include "entrepot.env.storageKeys" . | nindent 8 }}
       resources:

@@ -9,7 +9,7 @@ metadata:
 spec:
   {{- include "entrepot.podSpec" . | nindent 2 }}
   serviceAccountName: {{ include "entrepot.fullname" . }}-setup
-  restartPolicy: Never
+  restartPolicy: OnFailure
   containers:
     - name: setup
       image: {{ include "entrepot.image" (list . .Values.image) }}

@@ -79,6 +79,8 @@ create table sync_run (
 );
 create unique index sync_run_active on sync_run (repository) where finished_at is null;
 create index sync_run_history on sync_run (repository, created_at);
+create index sync_run_requests on sync_run (repository, created_at) where request is not null;
+create index sync_run_good on sync_run (repository, created_at) where outcome in ('Synced', 'NoChange', 'Partial');
 
 -- migrate:down
 drop table sync_run, distribution, base_path_claim, remote_credential, remote;

@@ -15,7 +15,7 @@ grant update (namespace, name, url) on remote to entrepot_operator;
 grant insert, delete on remote_credential to entrepot_operator;
 grant update (key_id, ciphertext, updated_at) on remote_credential to entrepot_operator;
 grant select (remote, key_id, updated_at) on remote_credential to entrepot_operator;
-grant select, insert on sync_run to entrepot_operator;
+grant select, insert, delete on sync_run to entrepot_operator;
 grant update (finished_at, phase, outcome, reason, message) on sync_run to entrepot_operator;
 
 grant select on repository, version, distribution, blob, manifest, manifest_child, manifest_blob, tag, repository_manifest,

@@ -158,10 +158,13 @@ select
     ) as request;
 
 -- name: insert_run^
--- A run, unless one is active or as many as may be run at once in all.
+-- A run, unless one is active or as many as may be run at once in all. What is left of deleted repositories holds no place.
 insert into sync_run (repository, spec, spec_hash, trigger, request)
 select :repository::bigint, :spec::jsonb, :spec_hash::text, :trigger::text, :request::text
-where (select count(*) from sync_run where finished_at is null) < :maximum::bigint
+where (
+    select count(*) from sync_run s join repository r on r.id = s.repository
+    where s.finished_at is null and r.deleted_at is null
+) < :maximum::bigint
 on conflict (repository) where finished_at is null do nothing
 returning id;
 
@@ -169,6 +172,25 @@ returning id;
 -- Ends a run whose Job will not.
 update sync_run set finished_at = now(), phase = 'Finished', outcome = 'Failed', reason = :reason, message = :message
 where id = :run and finished_at is null;
+
+-- name: fail_lost_runs
+-- Ends runs that nobody can be working on any more: their Jobs, if there ever were any, have run out of time.
+update sync_run set finished_at = now(), phase = 'Finished', outcome = 'Failed', reason = 'JobFailed', message = :message
+where finished_at is null and greatest(created_at, heartbeat_at) < now() - :deadline::interval
+returning id;
+
+-- name: prune_runs!
+-- Forgets finished runs. What scheduling goes by (see run_history) stays, however old it is.
+delete from sync_run where id in (
+    select id from sync_run where repository = :repository and finished_at is not null order by created_at desc offset :keep
+)
+and id is distinct from (
+    select id from sync_run
+    where repository = :repository and outcome in ('Synced', 'NoChange', 'Partial') order by created_at desc limit 1
+)
+and id is distinct from (
+    select id from sync_run where repository = :repository and request is not null order by created_at desc limit 1
+);
 
 -- name: claim_path^
 -- Takes a path for a Distribution: a free one, its own, one released by this namespace or long ago, or one held by an earlier

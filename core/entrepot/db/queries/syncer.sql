@@ -20,16 +20,35 @@ select finished_at is not null as is_finished from sync_run where id = :run;
 -- A lock of this connection's session: one process works on a run.
 select pg_try_advisory_lock(hashtextextended('entrepot/sync/' || :run::text, 0));
 
--- name: report_progress!
--- What a run has done so far; also its sign of life.
-update sync_run set
-    heartbeat_at = now(), phase = :phase,
-    tags_done = :tags_done, tags_total = :tags_total,
-    manifests_done = :manifests_done, manifests_total = :manifests_total,
-    blobs_done = :blobs_done, blobs_total = :blobs_total,
-    bytes_done = :bytes_done, bytes_total = :bytes_total,
-    bytes_transferred = :bytes_transferred
-where id = :run and finished_at is null;
+-- name: report_progress$
+-- What a run has done so far; also its sign of life. Tells whether the run is finished. While the run's own commit holds its row nothing is
+-- written: waiting for that would look as if PostgreSQL were away.
+with free as (
+    select id from sync_run where id = :run and finished_at is null for update skip locked
+),
+told as (
+    update sync_run set
+        heartbeat_at = now(), phase = :phase,
+        tags_done = :tags_done, tags_total = :tags_total,
+        manifests_done = :manifests_done, manifests_total = :manifests_total,
+        blobs_done = :blobs_done, blobs_total = :blobs_total,
+        bytes_done = :bytes_done, bytes_total = :bytes_total,
+        bytes_transferred = :bytes_transferred
+    from free
+    where sync_run.id = free.id
+)
+select finished_at is not null from sync_run where id = :run;
+
+-- name: lock_run$
+-- Whether a run is finished; nobody finishes it before the end of this transaction.
+select finished_at is not null from sync_run where id = :run for update;
+
+-- name: run_is_applied$
+-- Whether a run's change was made. A statement of its own: it must see what was committed while the run's row was waited for.
+select exists (
+    select from ledger l join sync_run r on r.repository = l.repository and r.spec_hash = l.hash
+    where r.id = :run and l.kind = 'SyncRun' and l.name = r.id::text
+);
 
 -- name: finish_run$
 -- Ends a run, once: a second call changes nothing and gives nothing.
@@ -61,6 +80,10 @@ select key, upload_id from object where owner = :owner and upload_id is not null
 -- name: discard_leftovers!
 -- Objects that earlier attempts at this run began and nothing points at: the keeper removes them.
 update object set upload_id = null, delete_after = now() where owner = :owner and delete_after is null;
+
+-- name: abandon_objects!
+-- Objects that a run which failed began and nothing points at: the keeper removes them, and aborts what is still being uploaded.
+update object set delete_after = now() where owner = :owner and delete_after is null;
 
 -- name: stored_configs
 -- Blobs that are kept, with their bytes or where these are.

@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export ENTREPOT_CACHE ?= $(HOME)/.cache/entrepot
 PYTHON := $(ENTREPOT_CACHE)/venv/bin/python
 export PATH := $(ENTREPOT_CACHE)/venv/bin:$(ENTREPOT_CACHE)/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
-export PYTHONPATH := $(CURDIR):$(CURDIR)/core:$(CURDIR)/operator:$(CURDIR)/services/setup:$(CURDIR)/services/registry:$(CURDIR)/services/token:$(CURDIR)/services/syncer
+export PYTHONPATH := $(CURDIR):$(CURDIR)/core:$(CURDIR)/operator:$(CURDIR)/services/setup:$(CURDIR)/services/registry:$(CURDIR)/services/token:$(CURDIR)/services/syncer:$(CURDIR)/services/keeper
 export PYTHONDONTWRITEBYTECODE := 1
 OWN_KUBECONFIG := /var/lib/entrepot-cluster/admin.kubeconfig
 

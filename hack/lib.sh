@@ -7,7 +7,7 @@ CACHE=${ENTREPOT_CACHE:-$HOME/.cache/entrepot}
 export PATH="$CACHE/bin:$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
 # The directories that hold our Python packages; PYTHONPATH of everything that runs from the work tree.
-PYTHON_PARTS=(core operator services/setup services/registry services/token services/syncer cli)
+PYTHON_PARTS=(core operator services/setup services/registry services/token services/syncer services/keeper)
 
 say() { printf '[%3ds] %s\n' "$SECONDS" "$*"; }
 warn() { printf '[%3ds] %s\n' "$SECONDS" "$*" >&2; }

@@ -28,9 +28,9 @@ _FIND_BLOBS: str = _sql.find_blobs.sql
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where something was looked for: a distribution and its access (Public, Authenticated or Private)."""
+    """What a name stands for: a distribution, or a repository by r/<namespace>/<name>; and its access (Public, Authenticated or Private)."""
 
-    distribution: UUID
+    uuid: UUID
     access: str
 
 
@@ -46,7 +46,7 @@ class ManifestQuery:
 
 @dataclass(frozen=True, slots=True)
 class FoundManifest:
-    """`place` is None if there is no such distribution, `digest` if it does not serve such a manifest."""
+    """`place` is None if the name stands for nothing, `digest` if it does not serve such a manifest."""
 
     place: Place | None
     digest: str | None
@@ -66,24 +66,26 @@ class BlobQuery:
 
 @dataclass(frozen=True, slots=True)
 class FoundBlob:
-    """`place` is None if there is no such distribution, `size` if it does not serve such a blob."""
+    """`place` is None if the name stands for nothing, `size` if it does not serve such a blob."""
 
     place: Place | None
     size: int | None
     object_key: str | None
     inline: bytes | None
+    redirect: bool | None
+    """Whether the distribution wants redirects to S3; None: as the registry's setting says."""
 
 
 @dataclass(frozen=True, slots=True)
 class TagPage:
-    """Tags in byte order; `place` is None if there is no such distribution."""
+    """Tags in byte order; `place` is None if the name stands for nothing."""
 
     place: Place | None
     tags: tuple[str, ...]
 
 
 _NO_MANIFEST = FoundManifest(None, None, "", 0, None)
-_NO_BLOB = FoundBlob(None, None, None, None)
+_NO_BLOB = FoundBlob(None, None, None, None, None)
 
 
 async def find_manifests(
@@ -104,8 +106,8 @@ async def find_manifests(
             grace,
         )
     answers = [_NO_MANIFEST] * len(asked)
-    for position, distribution, access, digest, media_type, size, body in rows:
-        place = Place(distribution, access) if distribution is not None else None
+    for position, uuid, access, digest, media_type, size, body in rows:
+        place = Place(uuid, access) if uuid is not None else None
         answers[position - 1] = FoundManifest(place, digest, media_type or "", size or 0, body)
     return answers
 
@@ -131,9 +133,9 @@ async def find_blobs(connection: Connection, asked: Sequence[BlobQuery], *, grac
             grace,
         )
     answers = [_NO_BLOB] * len(asked)
-    for position, distribution, access, _, size, object_key, inline in rows:
-        place = Place(distribution, access) if distribution is not None else None
-        answers[position - 1] = FoundBlob(place, size, object_key, inline)
+    for position, uuid, access, redirect, size, object_key, inline in rows:
+        place = Place(uuid, access) if uuid is not None else None
+        answers[position - 1] = FoundBlob(place, size, object_key, inline, redirect)
     return answers
 
 
@@ -145,4 +147,4 @@ async def list_tags(connection: Connection, name: str, *, last: str, count: int)
 
 
 def _places(rows: Iterable[Record]) -> Iterator[Place]:
-    return (Place(row["distribution"], row["access"]) for row in rows if row["distribution"] is not None)
+    return (Place(row["place"], row["access"]) for row in rows if row["place"] is not None)

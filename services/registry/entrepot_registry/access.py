@@ -32,6 +32,9 @@ __all__ = ["Grant", "Guard", "TokenInvalid", "read_claims"]
 
 _REQUIRED = ["exp", "iat", "nbf", "aud", "iss", "sub"]
 _MAX_GRANTS = 128
+_ACTIONS = frozenset({"pull", "push", "delete"})
+_SCOPES = {"pull": "pull", "push": "pull,push", "delete": "delete"}
+"""By action, what the challenge tells the client to ask for."""
 
 
 class TokenInvalid(Exception):
@@ -40,11 +43,16 @@ class TokenInvalid(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a verified token says: `pulls` are the distributions by path that it may read."""
+    """What a verified token says: for each name the uuid of the place that it stood for, and the actions there: pull, push, delete."""
 
     subject: str
     expires: float
-    pulls: Mapping[str, UUID]
+    names: Mapping[str, tuple[UUID, frozenset[str]]]
+
+    def allows(self, name: str, action: str) -> bool:
+        """Whether the token grants this action on this name; the place that is found there is for `Guard.admit` to compare."""
+        entry = self.names.get(name)
+        return entry is not None and action in entry[1]
 
     @property
     def is_anonymous(self) -> bool:
@@ -58,19 +66,19 @@ def read_claims(token: str, key: PublicKey, *, audience: str, leeway: float) -> 
             token, key.key, algorithms=[key.algorithm], audience=audience, issuer=audience, leeway=leeway,
             options={"require": _REQUIRED, "strict_aud": True},
         )  # fmt: skip
-        return Grant(claims["sub"], float(claims["exp"]), _pulls(claims))
+        return Grant(claims["sub"], float(claims["exp"]), _names(claims))
     except (jwt.PyJWTError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise TokenInvalid(f"{type(error).__name__}: {error}") from error
 
 
-def _pulls(claims: Mapping[str, Any]) -> dict[str, UUID]:
+def _names(claims: Mapping[str, Any]) -> dict[str, tuple[UUID, frozenset[str]]]:
     identities = claims.get("entrepot", {}).get("distributions", {})
-    pulls: dict[str, UUID] = {}
+    names: dict[str, tuple[UUID, frozenset[str]]] = {}
     for entry in claims.get("access", ())[:_MAX_GRANTS]:
         name = entry["name"]
-        if entry["type"] == "repository" and "pull" in list(entry["actions"]) and name in identities:
-            pulls[name] = UUID(identities[name])
-    return pulls
+        if entry["type"] == "repository" and name in identities:
+            names[name] = UUID(identities[name]), frozenset(_ACTIONS.intersection(entry["actions"]))
+    return names
 
 
 class Guard:
@@ -86,8 +94,8 @@ class Guard:
             settings.token_cache, ttu=lambda _key, grant, _now: grant.expires, timer=time.time
         )
 
-    async def identify(self, call: Call, *, name: str | None = None) -> Grant:
-        """The grant of the request's token; `name`, if given, is what it must allow to pull.
+    async def identify(self, call: Call, *, name: str | None = None, action: str = "pull") -> Grant:
+        """The grant of the request's token; `name`, if given, is where it must allow the action: pull, push or delete.
 
         Raises RegistryError 401, and `KeysUnavailable`.
         """
@@ -96,29 +104,34 @@ class Guard:
             message = "authentication is required"
             if scheme:
                 message = "only bearer tokens are taken here; ask the realm of the challenge for one"
-            raise self._challenge(call, name, message)
+            raise self._challenge(call, name, message, action=action)
         try:
             grant = await self._verify(token.strip(" "))
         except TokenInvalid as error:
             raise self._challenge(
-                call, name, "the token is not valid, or not any more", error="invalid_token"
+                call, name, "the token is not valid, or not any more", action=action, error="invalid_token"
             ) from error
         call.subject = grant.subject or "anonymous"
-        if name is not None and name not in grant.pulls:
-            raise self._challenge(call, name, "the token does not allow this", error="insufficient_scope")
+        if name is not None and not grant.allows(name, action):
+            raise self._challenge(
+                call, name, "the token does not allow this", action=action, error="insufficient_scope"
+            )
         return grant
 
-    def admit(self, call: Call, grant: Grant, name: str, place: Place | None) -> None:
+    def admit(self, call: Call, grant: Grant, name: str, place: Place | None, *, action: str = "pull") -> None:
         """Judge the grant by what the lookup found at the name just now. Raises RegistryError 401 or 404."""
         if (
             place is not None
-            and place.distribution == grant.pulls[name]
+            and grant.allows(name, action)
+            and place.uuid == grant.names[name][0]
             and (place.access == "Public" or not grant.is_anonymous)
         ):
             return
         if place is None and not grant.is_anonymous:
             raise RegistryError(404, "NAME_UNKNOWN", "no such repository", detail={"name": name})
-        raise self._challenge(call, name, "the token does not allow this any more", error="insufficient_scope")
+        raise self._challenge(
+            call, name, "the token does not allow this any more", action=action, error="insufficient_scope"
+        )
 
     async def _verify(self, token: str) -> Grant:
         cache_key = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
@@ -137,8 +150,10 @@ class Guard:
         self._verified[cache_key] = grant
         return grant
 
-    def _challenge(self, call: Call, name: str | None, message: str, *, error: str | None = None) -> RegistryError:
+    def _challenge(
+        self, call: Call, name: str | None, message: str, *, action: str = "pull", error: str | None = None
+    ) -> RegistryError:
         realm = self._origins.of(call.request.headers.get("Host")) + "/token"
-        scope = f"repository:{name}:pull" if name else None
+        scope = f"repository:{name}:{_SCOPES[action]}" if name else None
         header = format_bearer(realm=realm, service=self._service, scope=scope, error=error)
         return RegistryError(401, "UNAUTHORIZED", message, headers={"WWW-Authenticate": header})

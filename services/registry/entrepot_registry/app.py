@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Protocol
 
 import aiohttp
 from aiohttp import web
@@ -21,7 +22,7 @@ from entrepot_registry.blobs import Blobs
 from entrepot_registry.keys import KeySet
 from entrepot_registry.manifests import Manifests
 from entrepot_registry.metrics import RegistryMetrics
-from entrepot_registry.routes import Endpoint, parse_route
+from entrepot_registry.routes import Endpoint, Route, parse_route
 from entrepot_registry.settings import RegistrySettings
 from entrepot_registry.tags import Tags
 from entrepot_registry.token_proxy import TokenProxy
@@ -29,19 +30,45 @@ from entrepot_registry.token_proxy import TokenProxy
 __all__ = ["App", "open_registry"]
 
 _HEADERS = {"Docker-Distribution-Api-Version": "registry/2.0"}
-_PULL_ONLY = "this registry serves mirrors and takes no pushes yet: content comes in by synchronisation"
+_BASE_HEADERS = {"Content-Type": "application/json", "X-Registry-Supports-Signatures": "1"}
+
+_READ = frozenset({"GET", "HEAD"})
+_METHODS: Mapping[Endpoint, frozenset[str]] = {
+    Endpoint.BASE: _READ,
+    Endpoint.MANIFEST: _READ | {"PUT", "DELETE"},
+    Endpoint.BLOB: _READ | {"DELETE"},
+    Endpoint.UPLOADS: frozenset({"POST"}),
+    Endpoint.UPLOAD: frozenset({"GET", "PATCH", "PUT", "DELETE"}),
+    Endpoint.TAGS: _READ,
+    Endpoint.REFERRERS: _READ,
+    Endpoint.CATALOG: _READ,
+    Endpoint.SIGNATURES: _READ | {"PUT"},
+    Endpoint.VERSIONS: _READ,
+    Endpoint.VERSION: _READ,
+    Endpoint.COMPARISON: _READ,
+    Endpoint.VERSION_CONTENT: _READ,
+    Endpoint.RUNS: _READ,
+    Endpoint.HEALTH: _READ,
+    Endpoint.READY: _READ,
+}
+
+
+class Answering(Protocol):
+    """What stands behind an endpoint."""
+
+    async def answer(self, call: Call, route: Route) -> web.StreamResponse:
+        """Raises RegistryError, GrammarError and Failed, which the gate puts into words."""
+        ...
 
 
 class App:
     """The dispatcher."""
 
     def __init__(
-        self, *, guard: Guard, manifests: Manifests, blobs: Blobs, tags: Tags, token: TokenProxy, readiness: Readiness
+        self, *, guard: Guard, endpoints: Mapping[Endpoint, Answering], token: TokenProxy, readiness: Readiness
     ) -> None:
         self._guard = guard
-        self._manifests = manifests
-        self._blobs = blobs
-        self._tags = tags
+        self._endpoints = endpoints
         self._token = token
         self._readiness = readiness
 
@@ -52,31 +79,20 @@ class App:
         call.route = endpoint.value
         if endpoint is Endpoint.TOKEN:
             return await self._token.answer(call)
-        if call.method not in {"GET", "HEAD"}:
-            raise self._refuse_method(endpoint)
-        match endpoint:
-            case Endpoint.MANIFEST:
-                return await self._manifests.answer(call, route)
-            case Endpoint.BLOB:
-                return await self._blobs.answer(call, route)
-            case Endpoint.TAGS:
-                return await self._tags.answer(call, route)
-            case Endpoint.BASE:
-                await self._guard.identify(call)
-                return web.Response(body=b"{}", headers={"Content-Type": "application/json"})
-            case Endpoint.HEALTH | Endpoint.READY:
-                return await health(call.path, self._readiness) or web.Response(status=404)
-            case Endpoint.UPLOAD:
-                raise RegistryError(404, "BLOB_UPLOAD_UNKNOWN", _PULL_ONLY)
-            case _:
-                # Clients take 404 for "this registry does not offer it", and help themselves.
-                raise RegistryError(404, "UNSUPPORTED", f"{endpoint.value} is not offered in this version")
-
-    @staticmethod
-    def _refuse_method(endpoint: Endpoint) -> RegistryError:
-        pushes = endpoint in {Endpoint.MANIFEST, Endpoint.BLOB, Endpoint.UPLOAD}
-        message = _PULL_ONLY if pushes else "only GET and HEAD are supported here"
-        return RegistryError(405, "UNSUPPORTED", message, headers={"Allow": "GET, HEAD"})
+        allowed = _METHODS[endpoint]
+        if call.method not in allowed:
+            names = ", ".join(sorted(allowed))
+            raise RegistryError(405, "UNSUPPORTED", f"only {names} are supported here", headers={"Allow": names})
+        if endpoint is Endpoint.BASE:
+            await self._guard.identify(call)
+            return web.Response(body=b"{}", headers=_BASE_HEADERS)
+        if endpoint in {Endpoint.HEALTH, Endpoint.READY}:
+            return await health(call.path, self._readiness) or web.Response(status=404)
+        answering = self._endpoints.get(endpoint)
+        if answering is None:
+            # Clients take 404 for "this registry does not offer it", and help themselves.
+            raise RegistryError(404, "UNSUPPORTED", f"{endpoint.value} is not offered in this version")
+        return await answering.answer(call, route)
 
 
 @asynccontextmanager
@@ -103,22 +119,24 @@ async def open_registry(
             settings=web_settings,
             metrics=metrics,
         )
+        manifests = await stack.enter_async_context(Manifests(pool, guard, settings=settings, metrics=metrics))
+        blobs = await stack.enter_async_context(
+            Blobs(
+                pool,
+                store,
+                guard,
+                settings=settings,
+                metrics=metrics,
+                write_timeout=web_settings.write_timeout.total_seconds(),
+            )
+        )
+        endpoints: dict[Endpoint, Answering] = {
+            Endpoint.MANIFEST: manifests,
+            Endpoint.BLOB: blobs,
+            Endpoint.TAGS: Tags(pool, guard, settings=settings, metrics=metrics),
+        }
         app = App(
-            guard=guard,
-            manifests=await stack.enter_async_context(Manifests(pool, guard, settings=settings, metrics=metrics)),
-            blobs=await stack.enter_async_context(
-                Blobs(
-                    pool,
-                    store,
-                    guard,
-                    settings=settings,
-                    metrics=metrics,
-                    write_timeout=web_settings.write_timeout.total_seconds(),
-                )
-            ),
-            tags=Tags(pool, guard, settings=settings, metrics=metrics),
-            token=TokenProxy(session, settings, metrics=metrics),
-            readiness=readiness,
+            guard=guard, endpoints=endpoints, token=TokenProxy(session, settings, metrics=metrics), readiness=readiness
         )
         yield await stack.enter_async_context(
             WebService(

@@ -1,13 +1,13 @@
--- What the registry asks. Each statement answers many requests at once and begins at the distribution, so that its place, its access
+-- What the registry asks. Each statement answers many requests at once and begins at the place that a name stands for, so that its place, its access
 -- and what it serves are read in one snapshot. A row comes back for every request, also where nothing was found.
 
 -- name: find_manifests
 -- Manifests by tag or digest. By digest also what left the latest version less than the grace ago by anything but an explicit delete:
 -- the last range of a manifest is the one that counts, since an earlier one may have ended otherwise.
-select q.position, d.uuid as distribution, d.access, m.digest, m.media_type, m.size, case when q.with_body then m.body end as body
+select q.position, d.uuid as place, d.access, m.digest, m.media_type, m.size, case when q.with_body then m.body end as body
 from unnest(:names::text[], :tags::text[], :digests::text[], :with_bodies::boolean[]) with ordinality
     as q (name, tag, digest, with_body, position)
-left join (distribution d join repository r on r.id = d.repository and r.deleted_at is null) on d.base_path = q.name
+left join place d on d.name = q.name
 left join lateral (
     select t.manifest from tag t
     where d.pinned is null and t.repository = d.repository and t.name = q.tag and t.removed is null
@@ -48,9 +48,9 @@ join manifest m on m.digest = q.digest;
 -- Blobs by digest. Following latest: not hidden, and named by a manifest of the latest version, or never named here (an upload in
 -- progress), or gone from the latest less than the grace ago other than by explicit delete. Pinned: only if a manifest of that version
 -- names it. Either way it must be linked here: a manifest may name foreign layers that are not, and naming a digest gives access to nothing.
-select q.position, d.uuid as distribution, d.access, b.digest, b.size, b.object_key, case when q.with_inline then b.inline end as inline
+select q.position, d.uuid as place, d.access, d.redirect, b.size, b.object_key, case when q.with_inline then b.inline end as inline
 from unnest(:names::text[], :digests::text[], :with_inlines::boolean[]) with ordinality as q (name, digest, with_inline, position)
-left join (distribution d join repository r on r.id = d.repository and r.deleted_at is null) on d.base_path = q.name
+left join place d on d.name = q.name
 left join lateral (
     select c.*
     from blob c
@@ -71,9 +71,9 @@ left join lateral (
 
 -- name: list_tags
 -- A page of tags in byte order; one row without a name where there is none.
-select d.uuid as distribution, d.access, found.name
+select d.uuid as place, d.access, found.name
 from (select) as request
-left join (distribution d join repository r on r.id = d.repository and r.deleted_at is null) on d.base_path = :name
+left join place d on d.name = :name
 left join lateral (
     (
         select t.name from tag t

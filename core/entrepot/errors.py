@@ -10,7 +10,8 @@
     │       ├── UpstreamUnreachable, UpstreamUnauthorized, UpstreamNotFound, UpstreamRateLimited
     │       └── UpstreamInvalid    it answered, but not as the specification says (also: bytes that do not match their digest)
     ├── CommitRefused      the content model refuses a change
-    │   └── RepositoryGone, VersionMoved, ManifestNotInRepository, BlobNotInRepository, StillReferenced
+    │   └── RepositoryGone, RepositoryIsMirror, VersionMoved, ManifestNotInRepository, BlobNotInRepository, StillReferenced,
+    │       ObjectGone, UploadEnded
     └── RegistryError      what a client of the registry is told: HTTP status, OCI error code, message
 
 `reason` is a CamelCase word fit for a condition; the message is one line, says what to do, and never holds a secret.
@@ -28,11 +29,14 @@ __all__ = [
     "EntrepotError",
     "Failed",
     "ManifestNotInRepository",
+    "ObjectGone",
     "RegistryError",
     "RepositoryGone",
+    "RepositoryIsMirror",
     "Stalled",
     "StillReferenced",
     "StorageUnavailable",
+    "UploadEnded",
     "UpstreamError",
     "UpstreamInvalid",
     "UpstreamNotFound",
@@ -166,6 +170,24 @@ class StillReferenced(CommitRefused):
     """A manifest to remove is still tagged or listed."""
 
     default_reason = "StillReferenced"
+
+
+class RepositoryIsMirror(CommitRefused):
+    """The repository takes its content from its sources alone: no push, no delete."""
+
+    default_reason = "RepositoryIsMirror"
+
+
+class ObjectGone(CommitRefused):
+    """The object that the bytes were written to was given up meanwhile: they have to be written again."""
+
+    default_reason = "ObjectGone"
+
+
+class UploadEnded(CommitRefused):
+    """The upload session was finished, cancelled or expired meanwhile."""
+
+    default_reason = "UploadEnded"
 
 
 class RegistryError(EntrepotError):

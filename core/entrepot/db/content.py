@@ -6,8 +6,9 @@ to anybody before `commit` says so, blobs and manifests being reachable only thr
 
 from __future__ import annotations
 
+import contextlib
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import asyncpg
@@ -17,8 +18,11 @@ from entrepot.errors import (
     BlobNotInRepository,
     CommitRefused,
     ManifestNotInRepository,
+    ObjectGone,
     RepositoryGone,
+    RepositoryIsMirror,
     StillReferenced,
+    UploadEnded,
     VersionMoved,
 )
 from entrepot.oci.manifest import Descriptor, Manifest, classify
@@ -41,6 +45,7 @@ __all__ = [
     "open_multipart",
     "put_manifests",
     "record_origins",
+    "refusals",
     "store_blobs",
 ]
 
@@ -55,7 +60,23 @@ _REFUSALS: Mapping[str, type[CommitRefused]] = {
     "EN003": ManifestNotInRepository,
     "EN004": BlobNotInRepository,
     "EN005": StillReferenced,
+    "EN006": RepositoryIsMirror,
+    "EN007": ObjectGone,
+    "EN008": UploadEnded,
 }
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """Raise the content model's refusal, a CommitRefused, in place of PostgreSQL's error; `DatabaseUnavailable` as `translated` does."""
+    try:
+        with translated():
+            yield
+    except asyncpg.PostgresError as error:
+        refusal = _REFUSALS.get(error.sqlstate or "")
+        if refusal is None:
+            raise
+        raise refusal(str(error)) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,32 +153,26 @@ async def commit(
         CommitRefused: one of its subclasses; nothing was written.
         DatabaseUnavailable: PostgreSQL went away; whether the version was made is unknown, a ledger entry tells later.
     """
-    try:
-        with translated():
-            row = await _sql.commit_content(
-                connection,
-                repository=repository,
-                cause_kind=cause.kind,
-                cause_name=cause.name,
-                tag_names=list(change.tags),
-                tag_manifests=list(change.tags.values()),
-                untag=list(change.untag),
-                manifests_add=list(change.add_manifests),
-                manifests_remove=list(change.remove_manifests),
-                signatures_add=list(change.add_signatures),
-                signatures_remove=list(change.remove_signatures),
-                ledger_kind=ledger.kind if ledger else None,
-                ledger_name=ledger.name if ledger else None,
-                ledger_hash=ledger.hash if ledger else None,
-                base=change.base,
-                is_step=change.is_step,
-                withdrawn=change.withdrawn,
-            )
-    except asyncpg.PostgresError as error:
-        refusal = _REFUSALS.get(error.sqlstate or "")
-        if refusal is None:
-            raise
-        raise refusal(str(error)) from error
+    with refusals():
+        row = await _sql.commit_content(
+            connection,
+            repository=repository,
+            cause_kind=cause.kind,
+            cause_name=cause.name,
+            tag_names=list(change.tags),
+            tag_manifests=list(change.tags.values()),
+            untag=list(change.untag),
+            manifests_add=list(change.add_manifests),
+            manifests_remove=list(change.remove_manifests),
+            signatures_add=list(change.add_signatures),
+            signatures_remove=list(change.remove_signatures),
+            ledger_kind=ledger.kind if ledger else None,
+            ledger_name=ledger.name if ledger else None,
+            ledger_hash=ledger.hash if ledger else None,
+            base=change.base,
+            is_step=change.is_step,
+            withdrawn=change.withdrawn,
+        )
     return Commit(row["outcome"], row["number"], row["added_tags"] or 0, row["removed_tags"] or 0)
 
 

@@ -125,7 +125,8 @@ begin
         where exists (
             select from tag t where t.manifest = gone.id and t.repository = p_repository and t.removed is null
                 and t.name <> all (tags_gone)
-        ) or exists (
+        ) or not p_withdrawn and exists (
+            -- An explicit delete removes what it names, also out of an index, which may list what is not here.
             select from manifest_child c join repository_manifest p on p.manifest = c.parent
             where c.digest = m.digest and p.repository = p_repository and p.removed is null
                 and p.manifest <> all (manifests_out)
@@ -192,12 +193,104 @@ begin
         coalesce(previous.signatures, 0) + cardinality(signatures_in) - cardinality(signatures_out),
         coalesce(previous.size, 0) + change.size
     );
+    if p_cause_kind = 'Push' and previous.cause_kind = 'Push' and previous.created_at > now() - interval '10 minutes' then
+        update version v set is_step = true where v.repository = p_repository and v.number = previous.number;
+    end if;
     update repository r set latest = new_number, last_number = new_number where r.id = p_repository;
     outcome := 'Changed';
     number := new_number;
     if p_ledger_kind is not null then
         insert into ledger (repository, kind, name, hash, outcome, version)
             values (p_repository, p_ledger_kind, p_ledger_name, p_ledger_hash, outcome, new_number);
+    end if;
+end
+$$;
+
+CREATE FUNCTION public.hide_blob(p_repository bigint, p_digest text) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'public', 'pg_temp'
+    AS $$
+declare
+    link repository_blob;
+begin
+    perform writable_repository(p_repository);
+    select l.* into link from repository_blob l join blob b on b.id = l.blob
+        where l.repository = p_repository and b.digest = p_digest for update of l;
+    if not found or link.hidden then
+        return false;
+    end if;
+    if link.in_latest > 0 then
+        raise exception 'a manifest of the latest version names the blob' using errcode = 'EN005';
+    end if;
+    update repository_blob l set hidden = true where l.repository = p_repository and l.blob = link.blob;
+    return true;
+end
+$$;
+
+CREATE FUNCTION public.link_pushed_blob(p_repository bigint, p_blob bigint, p_size bigint) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'public', 'pg_temp'
+    AS $$
+    insert into repository_blob as l (repository, blob, size) values (p_repository, p_blob, p_size)
+    on conflict (repository, blob) do update set
+        hidden = false, named = l.in_latest > 0, left_at = null, touched_at = now()
+$$;
+
+CREATE FUNCTION public.store_pushed_blob(p_repository bigint, p_digest text, p_size bigint, p_key text, p_inline bytea, p_upload text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'public', 'pg_temp'
+    AS $$
+declare
+    stored blob;
+    repo repository;
+begin
+    select * into repo from repository r where r.id = p_repository for key share;
+    if not found or repo.deleted_at is not null then
+        raise exception 'the repository does not exist' using errcode = 'EN001';
+    end if;
+    if repo.is_mirror then
+        raise exception 'the repository is a mirror' using errcode = 'EN006';
+    end if;
+    if p_upload is not null then
+        delete from upload u where u.id = p_upload and u.repository = p_repository;
+        if not found then
+            raise exception 'the upload has ended' using errcode = 'EN008';
+        end if;
+    end if;
+    insert into blob (digest, size, object_key, inline, stored_at) values (p_digest, p_size, p_key, p_inline, now())
+    on conflict (digest) do update set
+        size = excluded.size,
+        object_key = case when blob.stored_at is null or blob.quarantined_at is not null then excluded.object_key else blob.object_key end,
+        inline = case when blob.stored_at is null or blob.quarantined_at is not null then excluded.inline else blob.inline end,
+        stored_at = case when blob.stored_at is null or blob.quarantined_at is not null then excluded.stored_at else blob.stored_at end,
+        quarantined_at = null,
+        touched_at = now()
+    returning * into stored;
+    if p_key is not null and stored.object_key is not distinct from p_key then
+        delete from object o where o.key = p_key and o.delete_after is null;
+        if not found then
+            raise exception 'the object is not on record any more' using errcode = 'EN007';
+        end if;
+    elsif p_key is not null then
+        update object o set upload_id = null, delete_after = now() where o.key = p_key;
+    end if;
+    perform link_pushed_blob(p_repository, stored.id, stored.size);
+end
+$$;
+
+CREATE FUNCTION public.writable_repository(p_repository bigint) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'public', 'pg_temp'
+    AS $$
+declare
+    repo repository;
+begin
+    select * into repo from repository r where r.id = p_repository for update;
+    if not found or repo.deleted_at is not null then
+        raise exception 'the repository does not exist' using errcode = 'EN001';
+    end if;
+    if repo.is_mirror then
+        raise exception 'the repository is a mirror' using errcode = 'EN006';
     end if;
 end
 $$;
@@ -324,9 +417,62 @@ CREATE TABLE public.object (
     delete_after timestamp with time zone
 );
 
-COMMENT ON COLUMN public.object.owner IS 'what began it: sync/<run id>, later upload/<upload id>';
+COMMENT ON COLUMN public.object.owner IS 'what began it: sync/<run id>, upload/<upload id>, registry/<process>';
 
 COMMENT ON COLUMN public.object.upload_id IS 'the multipart upload at S3, while one is open';
+
+CREATE TABLE public.repository (
+    id bigint NOT NULL,
+    uuid uuid DEFAULT gen_random_uuid() NOT NULL,
+    namespace text NOT NULL,
+    name text NOT NULL,
+    resource_uid uuid NOT NULL,
+    latest bigint DEFAULT 0 NOT NULL,
+    last_number bigint DEFAULT 0 NOT NULL,
+    projected bigint DEFAULT 0 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    deleted_at timestamp with time zone,
+    purge_after timestamp with time zone,
+    is_mirror boolean DEFAULT false NOT NULL,
+    CONSTRAINT repository_check CHECK ((latest <= last_number)),
+    CONSTRAINT repository_check1 CHECK (((deleted_at IS NULL) = (purge_after IS NULL)))
+);
+
+COMMENT ON COLUMN public.repository.latest IS 'number of the latest version; 0 while there is none';
+
+COMMENT ON COLUMN public.repository.last_number IS 'highest number ever given to a version; numbers never go back';
+
+COMMENT ON COLUMN public.repository.projected IS 'the latest version that the custom resources show';
+
+COMMENT ON COLUMN public.repository.is_mirror IS 'the Repository has spec.mirror: no push, no delete';
+
+CREATE VIEW public.place AS
+ SELECT d.base_path AS name,
+    d.uuid,
+    'distributions'::text AS resource,
+    d.namespace,
+    d.name AS resource_name,
+    d.access,
+    d.repository,
+    d.pinned,
+    d.redirect,
+    r.is_mirror
+   FROM (public.distribution d
+     JOIN public.repository r ON ((r.id = d.repository)))
+  WHERE (r.deleted_at IS NULL)
+UNION ALL
+ SELECT (((('r/'::text || r.namespace) || '/'::text) || r.name) COLLATE "C") AS name,
+    r.uuid,
+    'repositories'::text AS resource,
+    r.namespace,
+    r.name AS resource_name,
+    'Private'::text AS access,
+    r.id AS repository,
+    NULL::bigint AS pinned,
+    NULL::boolean AS redirect,
+    r.is_mirror
+   FROM public.repository r
+  WHERE (r.deleted_at IS NULL);
 
 CREATE TABLE public.remote (
     uuid uuid NOT NULL,
@@ -348,28 +494,6 @@ CREATE TABLE public.remote_credential (
     ciphertext bytea NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL
 );
-
-CREATE TABLE public.repository (
-    id bigint NOT NULL,
-    uuid uuid DEFAULT gen_random_uuid() NOT NULL,
-    namespace text NOT NULL,
-    name text NOT NULL,
-    resource_uid uuid NOT NULL,
-    latest bigint DEFAULT 0 NOT NULL,
-    last_number bigint DEFAULT 0 NOT NULL,
-    projected bigint DEFAULT 0 NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    deleted_at timestamp with time zone,
-    purge_after timestamp with time zone,
-    CONSTRAINT repository_check CHECK ((latest <= last_number)),
-    CONSTRAINT repository_check1 CHECK (((deleted_at IS NULL) = (purge_after IS NULL)))
-);
-
-COMMENT ON COLUMN public.repository.latest IS 'number of the latest version; 0 while there is none';
-
-COMMENT ON COLUMN public.repository.last_number IS 'highest number ever given to a version; numbers never go back';
-
-COMMENT ON COLUMN public.repository.projected IS 'the latest version that the custom resources show';
 
 CREATE TABLE public.repository_blob (
     repository bigint NOT NULL,
@@ -488,6 +612,37 @@ CREATE TABLE public.tag (
     CONSTRAINT tag_check CHECK ((removed > added))
 );
 
+CREATE TABLE public.upload (
+    id text NOT NULL,
+    repository bigint NOT NULL,
+    subject text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    touched_at timestamp with time zone DEFAULT now() NOT NULL,
+    "offset" bigint DEFAULT 0 NOT NULL,
+    sha256 text,
+    object_key text,
+    multipart text,
+    part_etags text[] DEFAULT '{}'::text[] NOT NULL,
+    part_bytes bigint DEFAULT 0 NOT NULL,
+    tail bytea,
+    tail_key text,
+    writer text,
+    writer_until timestamp with time zone,
+    CONSTRAINT upload_check CHECK (((multipart IS NULL) = (object_key IS NULL))),
+    CONSTRAINT upload_check1 CHECK ((num_nonnulls(tail, tail_key) <= 1)),
+    CONSTRAINT upload_check2 CHECK ((part_bytes <= "offset")),
+    CONSTRAINT upload_offset_check CHECK (("offset" >= 0)),
+    CONSTRAINT upload_tail_check CHECK ((octet_length(tail) <= 32768))
+);
+
+COMMENT ON COLUMN public.upload.repository IS 'an upload is known to nobody who came to it by another repository''s name';
+
+COMMENT ON COLUMN public.upload.sha256 IS 'hex digest of all bytes up to offset; null: not known, since a hash cannot go on in another process';
+
+COMMENT ON COLUMN public.upload.part_bytes IS 'bytes in parts; the rest up to offset is in tail or tail_key';
+
+COMMENT ON COLUMN public.upload.writer IS 'the request that writes at the moment, until writer_until';
+
 CREATE TABLE public.version (
     repository bigint NOT NULL,
     number bigint NOT NULL,
@@ -591,16 +746,21 @@ ALTER TABLE ONLY public.sync_run
 ALTER TABLE ONLY public.tag
     ADD CONSTRAINT tag_pkey PRIMARY KEY (repository, name, added);
 
+ALTER TABLE ONLY public.upload
+    ADD CONSTRAINT upload_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY public.version
     ADD CONSTRAINT version_pkey PRIMARY KEY (repository, number);
 
 CREATE UNIQUE INDEX blob_object_key ON public.blob USING btree (object_key) WHERE (object_key IS NOT NULL);
 
+CREATE INDEX distribution_public ON public.distribution USING btree (repository) WHERE (access = 'Public'::text);
+
 CREATE INDEX distribution_repository ON public.distribution USING btree (repository);
 
 CREATE INDEX manifest_blob_blob ON public.manifest_blob USING btree (blob);
 
-CREATE INDEX manifest_child_digest ON public.manifest_child USING btree (digest);
+CREATE INDEX manifest_child_parent_digest ON public.manifest_child USING btree (digest, parent);
 
 CREATE INDEX manifest_referrers ON public.manifest USING btree (subject) WHERE (subject IS NOT NULL);
 
@@ -621,6 +781,8 @@ CREATE INDEX repository_manifest_added ON public.repository_manifest USING btree
 CREATE UNIQUE INDEX repository_manifest_latest ON public.repository_manifest USING btree (repository, manifest) WHERE (removed IS NULL);
 
 CREATE INDEX repository_manifest_removed ON public.repository_manifest USING btree (repository, removed) WHERE (removed IS NOT NULL);
+
+CREATE UNIQUE INDEX repository_place ON public.repository USING btree ((((('r/'::text || namespace) || '/'::text) || name)) COLLATE "C") WHERE (deleted_at IS NULL);
 
 CREATE INDEX repository_signature_added ON public.repository_signature USING btree (repository, added);
 
@@ -647,6 +809,10 @@ CREATE UNIQUE INDEX tag_latest ON public.tag USING btree (repository, name) WHER
 CREATE INDEX tag_of_manifest ON public.tag USING btree (manifest, repository) WHERE (removed IS NULL);
 
 CREATE INDEX tag_removed ON public.tag USING btree (repository, removed) WHERE (removed IS NOT NULL);
+
+CREATE INDEX upload_repository ON public.upload USING btree (repository);
+
+CREATE INDEX upload_touched ON public.upload USING btree (touched_at);
 
 ALTER TABLE ONLY public.blob_origin
     ADD CONSTRAINT blob_origin_blob_fkey FOREIGN KEY (blob) REFERENCES public.blob(id) ON DELETE CASCADE;
@@ -699,16 +865,35 @@ ALTER TABLE ONLY public.tag
 ALTER TABLE ONLY public.tag
     ADD CONSTRAINT tag_repository_fkey FOREIGN KEY (repository) REFERENCES public.repository(id) ON DELETE CASCADE;
 
+ALTER TABLE ONLY public.upload
+    ADD CONSTRAINT upload_repository_fkey FOREIGN KEY (repository) REFERENCES public.repository(id) ON DELETE CASCADE;
+
 ALTER TABLE ONLY public.version
     ADD CONSTRAINT version_repository_fkey FOREIGN KEY (repository) REFERENCES public.repository(id) ON DELETE CASCADE;
 
 REVOKE ALL ON FUNCTION public.commit_content(p_repository bigint, p_cause_kind text, p_cause_name text, p_tag_names text[], p_tag_manifests bigint[], p_untag text[], p_manifests_add bigint[], p_manifests_remove bigint[], p_signatures_add bigint[], p_signatures_remove bigint[], p_ledger_kind text, p_ledger_name text, p_ledger_hash text, p_base bigint, p_is_step boolean, p_withdrawn boolean, OUT outcome text, OUT number bigint, OUT added_tags bigint, OUT removed_tags bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.commit_content(p_repository bigint, p_cause_kind text, p_cause_name text, p_tag_names text[], p_tag_manifests bigint[], p_untag text[], p_manifests_add bigint[], p_manifests_remove bigint[], p_signatures_add bigint[], p_signatures_remove bigint[], p_ledger_kind text, p_ledger_name text, p_ledger_hash text, p_base bigint, p_is_step boolean, p_withdrawn boolean, OUT outcome text, OUT number bigint, OUT added_tags bigint, OUT removed_tags bigint) TO entrepot_syncer;
+GRANT ALL ON FUNCTION public.commit_content(p_repository bigint, p_cause_kind text, p_cause_name text, p_tag_names text[], p_tag_manifests bigint[], p_untag text[], p_manifests_add bigint[], p_manifests_remove bigint[], p_signatures_add bigint[], p_signatures_remove bigint[], p_ledger_kind text, p_ledger_name text, p_ledger_hash text, p_base bigint, p_is_step boolean, p_withdrawn boolean, OUT outcome text, OUT number bigint, OUT added_tags bigint, OUT removed_tags bigint) TO entrepot_registry;
+
+REVOKE ALL ON FUNCTION public.hide_blob(p_repository bigint, p_digest text) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.hide_blob(p_repository bigint, p_digest text) TO entrepot_registry;
+
+REVOKE ALL ON FUNCTION public.link_pushed_blob(p_repository bigint, p_blob bigint, p_size bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.link_pushed_blob(p_repository bigint, p_blob bigint, p_size bigint) TO entrepot_registry;
+
+REVOKE ALL ON FUNCTION public.store_pushed_blob(p_repository bigint, p_digest text, p_size bigint, p_key text, p_inline bytea, p_upload text) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.store_pushed_blob(p_repository bigint, p_digest text, p_size bigint, p_key text, p_inline bytea, p_upload text) TO entrepot_registry;
+
+REVOKE ALL ON FUNCTION public.writable_repository(p_repository bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.writable_repository(p_repository bigint) TO entrepot_registry;
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.base_path_claim TO entrepot_operator;
 
 GRANT SELECT ON TABLE public.blob TO entrepot_registry;
 GRANT SELECT,INSERT ON TABLE public.blob TO entrepot_syncer;
+GRANT SELECT ON TABLE public.blob TO entrepot_keeper;
+
+GRANT INSERT(digest) ON TABLE public.blob TO entrepot_registry;
 
 GRANT UPDATE(size) ON TABLE public.blob TO entrepot_syncer;
 
@@ -732,23 +917,58 @@ GRANT SELECT ON TABLE public.distribution TO entrepot_token;
 
 GRANT SELECT ON TABLE public.ledger TO entrepot_operator;
 GRANT SELECT ON TABLE public.ledger TO entrepot_syncer;
+GRANT SELECT ON TABLE public.ledger TO entrepot_registry;
 
-GRANT SELECT ON TABLE public.manifest TO entrepot_registry;
+GRANT SELECT,INSERT ON TABLE public.manifest TO entrepot_registry;
 GRANT SELECT,INSERT ON TABLE public.manifest TO entrepot_syncer;
 
 GRANT UPDATE(touched_at) ON TABLE public.manifest TO entrepot_syncer;
+GRANT UPDATE(touched_at) ON TABLE public.manifest TO entrepot_registry;
 
-GRANT SELECT ON TABLE public.manifest_blob TO entrepot_registry;
+GRANT SELECT,INSERT ON TABLE public.manifest_blob TO entrepot_registry;
 GRANT SELECT,INSERT ON TABLE public.manifest_blob TO entrepot_syncer;
 
-GRANT SELECT ON TABLE public.manifest_child TO entrepot_registry;
+GRANT SELECT,INSERT ON TABLE public.manifest_child TO entrepot_registry;
 GRANT SELECT,INSERT ON TABLE public.manifest_child TO entrepot_syncer;
 
 GRANT SELECT,INSERT,DELETE ON TABLE public.object TO entrepot_syncer;
+GRANT SELECT,INSERT ON TABLE public.object TO entrepot_registry;
+GRANT SELECT,DELETE ON TABLE public.object TO entrepot_keeper;
+
+GRANT UPDATE(owner) ON TABLE public.object TO entrepot_registry;
 
 GRANT UPDATE(upload_id) ON TABLE public.object TO entrepot_syncer;
+GRANT UPDATE(upload_id) ON TABLE public.object TO entrepot_registry;
+GRANT UPDATE(upload_id) ON TABLE public.object TO entrepot_keeper;
 
 GRANT UPDATE(delete_after) ON TABLE public.object TO entrepot_syncer;
+GRANT UPDATE(delete_after) ON TABLE public.object TO entrepot_registry;
+GRANT UPDATE(delete_after) ON TABLE public.object TO entrepot_keeper;
+
+GRANT SELECT,INSERT ON TABLE public.repository TO entrepot_operator;
+GRANT SELECT ON TABLE public.repository TO entrepot_registry;
+GRANT SELECT ON TABLE public.repository TO entrepot_token;
+GRANT SELECT ON TABLE public.repository TO entrepot_syncer;
+GRANT SELECT ON TABLE public.repository TO entrepot_keeper;
+
+GRANT UPDATE(namespace) ON TABLE public.repository TO entrepot_operator;
+
+GRANT UPDATE(name) ON TABLE public.repository TO entrepot_operator;
+
+GRANT UPDATE(resource_uid) ON TABLE public.repository TO entrepot_operator;
+
+GRANT UPDATE(last_number) ON TABLE public.repository TO entrepot_operator;
+
+GRANT UPDATE(projected) ON TABLE public.repository TO entrepot_operator;
+
+GRANT UPDATE(deleted_at) ON TABLE public.repository TO entrepot_operator;
+
+GRANT UPDATE(purge_after) ON TABLE public.repository TO entrepot_operator;
+
+GRANT UPDATE(is_mirror) ON TABLE public.repository TO entrepot_operator;
+
+GRANT SELECT ON TABLE public.place TO entrepot_registry;
+GRANT SELECT ON TABLE public.place TO entrepot_token;
 
 GRANT SELECT,INSERT,DELETE ON TABLE public.remote TO entrepot_operator;
 GRANT SELECT ON TABLE public.remote TO entrepot_syncer;
@@ -776,31 +996,13 @@ GRANT UPDATE(ciphertext) ON TABLE public.remote_credential TO entrepot_operator;
 
 GRANT SELECT(updated_at),UPDATE(updated_at) ON TABLE public.remote_credential TO entrepot_operator;
 
-GRANT SELECT,INSERT ON TABLE public.repository TO entrepot_operator;
-GRANT SELECT ON TABLE public.repository TO entrepot_registry;
-GRANT SELECT ON TABLE public.repository TO entrepot_token;
-GRANT SELECT ON TABLE public.repository TO entrepot_syncer;
-
-GRANT UPDATE(namespace) ON TABLE public.repository TO entrepot_operator;
-
-GRANT UPDATE(name) ON TABLE public.repository TO entrepot_operator;
-
-GRANT UPDATE(resource_uid) ON TABLE public.repository TO entrepot_operator;
-
-GRANT UPDATE(last_number) ON TABLE public.repository TO entrepot_operator;
-
-GRANT UPDATE(projected) ON TABLE public.repository TO entrepot_operator;
-
-GRANT UPDATE(deleted_at) ON TABLE public.repository TO entrepot_operator;
-
-GRANT UPDATE(purge_after) ON TABLE public.repository TO entrepot_operator;
-
 GRANT SELECT ON TABLE public.repository_blob TO entrepot_registry;
 GRANT SELECT,INSERT ON TABLE public.repository_blob TO entrepot_syncer;
 
 GRANT UPDATE(size) ON TABLE public.repository_blob TO entrepot_syncer;
 
 GRANT UPDATE(touched_at) ON TABLE public.repository_blob TO entrepot_syncer;
+GRANT UPDATE(touched_at) ON TABLE public.repository_blob TO entrepot_registry;
 
 GRANT SELECT ON TABLE public.repository_manifest TO entrepot_registry;
 GRANT SELECT ON TABLE public.repository_manifest TO entrepot_syncer;
@@ -813,43 +1015,67 @@ GRANT SELECT ON TABLE public.schema_migrations TO entrepot_token;
 GRANT SELECT ON TABLE public.schema_migrations TO entrepot_syncer;
 GRANT SELECT ON TABLE public.schema_migrations TO entrepot_keeper;
 
-GRANT SELECT ON TABLE public.signature TO entrepot_registry;
+GRANT SELECT,INSERT ON TABLE public.signature TO entrepot_registry;
 
 GRANT SELECT,INSERT,DELETE ON TABLE public.sync_run TO entrepot_operator;
 GRANT SELECT ON TABLE public.sync_run TO entrepot_syncer;
+GRANT SELECT ON TABLE public.sync_run TO entrepot_keeper;
+
+GRANT SELECT(id) ON TABLE public.sync_run TO entrepot_registry;
+
+GRANT SELECT(repository) ON TABLE public.sync_run TO entrepot_registry;
+
+GRANT SELECT(trigger) ON TABLE public.sync_run TO entrepot_registry;
+
+GRANT SELECT(request) ON TABLE public.sync_run TO entrepot_registry;
+
+GRANT SELECT(created_at) ON TABLE public.sync_run TO entrepot_registry;
 
 GRANT UPDATE(started_at) ON TABLE public.sync_run TO entrepot_syncer;
+GRANT SELECT(started_at) ON TABLE public.sync_run TO entrepot_registry;
 
 GRANT UPDATE(heartbeat_at) ON TABLE public.sync_run TO entrepot_syncer;
 
 GRANT UPDATE(finished_at) ON TABLE public.sync_run TO entrepot_operator;
 GRANT UPDATE(finished_at) ON TABLE public.sync_run TO entrepot_syncer;
+GRANT SELECT(finished_at) ON TABLE public.sync_run TO entrepot_registry;
 
 GRANT UPDATE(attempts) ON TABLE public.sync_run TO entrepot_syncer;
+GRANT SELECT(attempts) ON TABLE public.sync_run TO entrepot_registry;
 
 GRANT UPDATE(phase) ON TABLE public.sync_run TO entrepot_operator;
 GRANT UPDATE(phase) ON TABLE public.sync_run TO entrepot_syncer;
+GRANT SELECT(phase) ON TABLE public.sync_run TO entrepot_registry;
 
 GRANT UPDATE(outcome) ON TABLE public.sync_run TO entrepot_operator;
 GRANT UPDATE(outcome) ON TABLE public.sync_run TO entrepot_syncer;
+GRANT SELECT(outcome) ON TABLE public.sync_run TO entrepot_registry;
 
 GRANT UPDATE(reason) ON TABLE public.sync_run TO entrepot_operator;
 GRANT UPDATE(reason) ON TABLE public.sync_run TO entrepot_syncer;
+GRANT SELECT(reason) ON TABLE public.sync_run TO entrepot_registry;
 
 GRANT UPDATE(message) ON TABLE public.sync_run TO entrepot_operator;
 GRANT UPDATE(message) ON TABLE public.sync_run TO entrepot_syncer;
+GRANT SELECT(message) ON TABLE public.sync_run TO entrepot_registry;
 
 GRANT UPDATE(version) ON TABLE public.sync_run TO entrepot_syncer;
+GRANT SELECT(version) ON TABLE public.sync_run TO entrepot_registry;
 
 GRANT UPDATE(added) ON TABLE public.sync_run TO entrepot_syncer;
+GRANT SELECT(added) ON TABLE public.sync_run TO entrepot_registry;
 
 GRANT UPDATE(removed) ON TABLE public.sync_run TO entrepot_syncer;
+GRANT SELECT(removed) ON TABLE public.sync_run TO entrepot_registry;
 
 GRANT UPDATE(bytes_transferred) ON TABLE public.sync_run TO entrepot_syncer;
+GRANT SELECT(bytes_transferred) ON TABLE public.sync_run TO entrepot_registry;
 
 GRANT UPDATE(failed_tags) ON TABLE public.sync_run TO entrepot_syncer;
+GRANT SELECT(failed_tags) ON TABLE public.sync_run TO entrepot_registry;
 
 GRANT UPDATE(failed_tag_count) ON TABLE public.sync_run TO entrepot_syncer;
+GRANT SELECT(failed_tag_count) ON TABLE public.sync_run TO entrepot_registry;
 
 GRANT UPDATE(tags_done) ON TABLE public.sync_run TO entrepot_syncer;
 
@@ -869,6 +1095,9 @@ GRANT UPDATE(bytes_total) ON TABLE public.sync_run TO entrepot_syncer;
 
 GRANT SELECT ON TABLE public.tag TO entrepot_registry;
 GRANT SELECT ON TABLE public.tag TO entrepot_syncer;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.upload TO entrepot_registry;
+GRANT SELECT,DELETE ON TABLE public.upload TO entrepot_keeper;
 
 GRANT SELECT ON TABLE public.version TO entrepot_operator;
 GRANT SELECT ON TABLE public.version TO entrepot_registry;

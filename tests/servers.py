@@ -126,6 +126,7 @@ class ObjectStore:
     directory: Path
     port: int
     process: subprocess.Popen[bytes] | None = None
+    options: tuple[str, ...] = ()
 
     def start(self) -> None:
         environment = {**os.environ, "ROOT_ACCESS_KEY": "entrepot-test", "ROOT_SECRET_KEY": "entrepot-test-secret"}
@@ -135,6 +136,7 @@ class ObjectStore:
             "--port",
             f"127.0.0.1:{self.port}",
             "--quiet",
+            *self.options,
             "posix",
             str(self.directory / "data"),
         ]
@@ -162,11 +164,12 @@ class ObjectStore:
 
 
 @contextmanager
-def running_object_store() -> Iterator[ObjectStore]:
-    """A new S3 server."""
+def running_object_store(*, with_log: bool = False) -> Iterator[ObjectStore]:
+    """A new S3 server; `with_log` has it write a line a request to `access.log` in its directory."""
     directory = Path(tempfile.mkdtemp(prefix="entrepot-s3-"))
     (directory / "data").mkdir()
-    store = ObjectStore(directory, free_port())
+    options = ("--access-log", str(directory / "access.log")) if with_log else ()
+    store = ObjectStore(directory, free_port(), options=options)
     try:
         store.start()
         yield store

@@ -7,7 +7,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from entrepot.settings import S3Settings
@@ -22,6 +22,7 @@ class DockerRegistry:
 
     directory: Path
     port: int
+    pid: int = 0
 
     @property
     def url(self) -> str:
@@ -59,15 +60,20 @@ def _storage(s3: S3Settings | None, directory: Path) -> str:
 
 
 @contextlib.contextmanager
-def running_docker_registry(s3: S3Settings | None = None) -> Iterator[DockerRegistry]:
-    """A new registry on loopback, that keeps its content on disk or in S3."""
+def running_docker_registry(s3: S3Settings | None = None, *, is_peer: bool = False) -> Iterator[DockerRegistry]:
+    """A new registry on loopback, that keeps its content on disk or in S3.
+
+    As the peer of a benchmark it keeps descriptors in memory, writes no access log, and never redirects to S3.
+    """
     with tempfile.TemporaryDirectory(prefix="entrepot-registry-") as name:
         directory = Path(name)
         registry = DockerRegistry(directory, free_port())
+        log_settings = "{level: warn, accesslog: {disabled: true}}" if is_peer else "{level: error, accesslog: {disabled: false}}"
+        more = "  cache: {blobdescriptor: inmemory}\n  redirect: {disable: true}\n" if is_peer else ""
         (directory / "config.yml").write_text(
             "version: 0.1\n"
-            "log: {level: error, accesslog: {disabled: false}}\n"
-            f"storage:\n  delete: {{enabled: true}}\n{_storage(s3, directory)}"
+            f"log: {log_settings}\n"
+            f"storage:\n  delete: {{enabled: true}}\n{more}{_storage(s3, directory)}"
             f"http: {{addr: '{registry.host}'}}\n"
         )
         # Its S3 driver panics when this is set.
@@ -79,6 +85,6 @@ def running_docker_registry(s3: S3Settings | None = None) -> Iterator[DockerRegi
             )  # fmt: skip
         try:
             wait_until(lambda: is_listening(registry.port), what="docker-registry listens")
-            yield registry
+            yield replace(registry, pid=process.pid)
         finally:
             stop(process)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 __all__ = ["ByteBudget"]
 
@@ -18,6 +18,8 @@ class ByteBudget:
     """First come, first served: a large wish is not starved by small ones."""
 
     def __init__(self, total: int) -> None:
+        self.observer: Callable[[int], None] | None = None
+        """Told how many bytes are held, whenever that changes."""
         self._total = total
         self._free = total
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
@@ -37,6 +39,7 @@ class ByteBudget:
         size = min(size, self._total)
         if not self._waiting and size <= self._free:
             self._free -= size
+            self._tell()
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((size, turn))
@@ -71,3 +74,8 @@ class ByteBudget:
                 continue
             self._free -= size
             turn.set_result(None)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.observer is not None:
+            self.observer(self._total - self._free)

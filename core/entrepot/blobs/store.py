@@ -15,10 +15,11 @@ import asyncio
 import base64
 import contextlib
 import io
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import aiohttp
 from aiobotocore.config import AioConfig
@@ -32,7 +33,7 @@ from entrepot.settings import S3Settings, SettingInvalid, Settings
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
 
-__all__ = ["BlobStore", "BufferSettings", "ObjectMissing", "Upload", "open_store"]
+__all__ = ["BlobStore", "BufferSettings", "ObjectMissing", "StoreObserver", "Upload", "open_store"]
 
 _MIB = 1024 * 1024
 _READ_CHUNK = 256 * 1024
@@ -41,6 +42,14 @@ _DELETE_BATCH = 1000
 _PARTS_PER_SIZE = 1000
 _MAX_PARTS = 10_000
 _MISSING = frozenset({"NoSuchKey", "NotFound", "404"})
+
+
+class StoreObserver(Protocol):
+    """Who is told what S3 takes."""
+
+    def storage(self, operation: str, seconds: float, error: str | None) -> None:
+        """A call has ended, or has begun to give its body: PutObject, GetObject …; `error` is S3's code or the type of the exception."""
+        ...
 
 
 class ObjectMissing(StorageUnavailable):
@@ -76,7 +85,9 @@ class BufferSettings(Settings):
 
 
 @contextlib.asynccontextmanager
-async def open_store(settings: S3Settings, buffers: BufferSettings | None = None) -> AsyncIterator[BlobStore]:
+async def open_store(
+    settings: S3Settings, buffers: BufferSettings | None = None, *, observer: StoreObserver | None = None
+) -> AsyncIterator[BlobStore]:
     """The store, for the life of a process. It makes no request by itself, so a process starts while S3 is away."""
     session = await asyncio.to_thread(_prepare_session)
     config = AioConfig(
@@ -99,7 +110,29 @@ async def open_store(settings: S3Settings, buffers: BufferSettings | None = None
         config=config,
     )
     async with context as client:
+        if observer is not None:
+            _observe(client, observer)
         yield BlobStore(client, settings.bucket, buffers or BufferSettings())
+
+
+def _observe(client: S3Client, observer: StoreObserver) -> None:
+    """Tell of every call, in the context of who made it: botocore's own events, so that no call can be forgotten."""
+
+    def begin(context: dict[str, Any], **_: Any) -> None:
+        context["entrepot_started"] = time.perf_counter()
+
+    def end(event_name: str, context: dict[str, Any], **more: Any) -> None:
+        started = context.pop("entrepot_started", None)
+        if started is None:
+            return
+        error = type(more["exception"]).__name__ if "exception" in more else None
+        if error is None and more["http_response"].status_code >= 300:
+            error = str(more["parsed"].get("Error", {}).get("Code") or more["http_response"].status_code)
+        observer.storage(event_name.rpartition(".")[2], time.perf_counter() - started, error)
+
+    client.meta.events.register("before-call.s3", begin)
+    client.meta.events.register("after-call.s3", end)
+    client.meta.events.register("after-call-error.s3", end)
 
 
 def _prepare_session() -> AioSession:

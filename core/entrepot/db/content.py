@@ -25,7 +25,7 @@ from entrepot.errors import (
     UploadEnded,
     VersionMoved,
 )
-from entrepot.oci.manifest import Descriptor, Manifest, classify
+from entrepot.oci.manifest import Manifest, classify
 from entrepot.oci.media_types import is_foreign_layer
 
 __all__ = [
@@ -35,17 +35,21 @@ __all__ = [
     "Commit",
     "LedgerEntry",
     "ManifestRecord",
+    "Push",
     "StoredBlob",
     "begin_objects",
     "commit",
+    "delete_manifest",
     "discard_objects",
     "latest_manifests",
     "link_blobs",
     "linkable_blobs",
     "open_multipart",
+    "push_manifest",
     "put_manifests",
     "record_origins",
     "refusals",
+    "sign_manifest",
     "store_blobs",
 ]
 
@@ -123,6 +127,14 @@ class Commit:
     removed_tags: int
 
 
+@dataclass(frozen=True, slots=True)
+class Push:
+    """What came of a push: the latest version's number; or, when nothing was written, digests of what has to be there before it."""
+
+    version: int | None
+    missing: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ManifestRecord:
     """A parsed manifest with what is read from its config."""
@@ -177,68 +189,112 @@ async def commit(
 
 
 async def put_manifests(connection: Connection, records: Sequence[ManifestRecord]) -> dict[str, int]:
-    """Store manifests and their edges; gives their ids by digest. Call it in a transaction.
+    """Store manifests and their edges; gives their ids by digest.
 
     The blobs they name get rows, not bytes; that they are linked is checked by the commit.
     """
-    # Always in the order of digests: writers of the same manifests wait for each other, and never in a circle.
-    by_digest = {str(r.manifest.digest): r for r in sorted(records, key=lambda r: str(r.manifest.digest))}
-    named = {str(b.digest) for r in by_digest.values() for b in r.manifest.blobs}
+    by_digest = {str(r.manifest.digest): r for r in records}
     with translated():
-        await _sql.insert_blobs(connection, digests=sorted(named))
-        inserted = await all_rows(_sql.insert_manifests(connection, **_manifest_columns(list(by_digest.values()))))
-        new = {row["digest"]: row["id"] for row in inserted}
-        await _insert_edges(connection, [(new[d], by_digest[d].manifest) for d in new])
-        known = await all_rows(_sql.manifest_ids(connection, digests=[d for d in by_digest if d not in new]))
-    return new | {row["digest"]: row["id"] for row in known}
-
-
-async def _insert_edges(connection: Connection, manifests: Sequence[tuple[int, Manifest]]) -> None:
-    blobs = [
-        (
-            id_,
-            position,
-            str(b.digest),
-            "config" if b is m.config else "layer",
-            b.media_type,
-            b.size,
-            is_foreign_layer(b.media_type),
+        rows = await all_rows(
+            _sql.store_manifests(
+                connection,
+                manifests=[_manifest_row(r) for r in by_digest.values()],
+                bodies=[r.manifest.body for r in by_digest.values()],
+                blobs=[row for r in by_digest.values() for row in _blob_rows(r.manifest)],
+                children=[row for r in by_digest.values() for row in _child_rows(r.manifest)],
+            )
         )
-        for id_, m in manifests
-        for position, b in enumerate(m.blobs)
-    ]
-    if blobs:
-        blob_names = ("manifests", "positions", "digests", "roles", "media_types", "sizes", "foreigns")
-        await _sql.insert_manifest_blobs(connection, **_columns(blob_names, blobs))
-    children = [
-        (id_, position, str(child.digest), *_platform(child))
-        for id_, m in manifests
-        for position, child in enumerate(m.children)
-    ]
-    if children:
-        child_names = ("parents", "positions", "digests", "systems", "architectures", "variants")
-        await _sql.insert_manifest_children(connection, **_columns(child_names, children))
+    return {row["digest"]: row["id"] for row in rows}
 
 
-def _platform(child: Descriptor) -> tuple[str | None, str | None, str | None]:
-    platform = child.platform
-    return (platform.os, platform.architecture, platform.variant) if platform else (None, None, None)
+async def push_manifest(
+    connection: Connection, repository: int, record: ManifestRecord, *, cause: str, tags: Sequence[str], blobs_needed: Sequence[str],
+    manifests_needed: Sequence[str],
+) -> Push:  # fmt: skip
+    """Put a manifest into a repository, tagged, as its next version; one statement, all or nothing.
+
+    Raises:
+        CommitRefused: RepositoryGone or RepositoryIsMirror.
+        DatabaseUnavailable: PostgreSQL went away; whether the version was made is unknown, and the same push again gives the same result.
+    """
+    with refusals():
+        row = await _sql.push_manifest(
+            connection, repository=repository, cause=cause, tags=list(tags), blobs_needed=list(blobs_needed),
+            manifests_needed=list(manifests_needed), manifest=_manifest_row(record), body=record.manifest.body,
+            blobs=_blob_rows(record.manifest), children=_child_rows(record.manifest),
+        )  # fmt: skip
+    return Push(row["number"], tuple(row["missing"]))
 
 
-def _manifest_columns(records: Sequence[ManifestRecord]) -> dict[str, list[object]]:
-    names = (
-        "digests", "media_types", "kinds", "artifact_types", "subjects", "systems", "architectures", "variants",
-        "annotations", "labels", "sizes", "bodies",
-    )  # fmt: skip
-    rows = [
-        (
-            str(m.digest), m.media_type, str(classify(m, r.labels)), m.artifact_type, str(m.subject.digest) if m.subject else None, r.os,
-            r.architecture, r.variant, dict(m.annotations), dict(r.labels), len(m.body), m.body,
+async def delete_manifest(
+    connection: Connection, repository: int, *, tag: str | None = None, digest: str | None = None
+) -> int | None:
+    """Delete a tag, or a manifest with its tags and signatures; gives the version's number, None if there is no such thing.
+
+    Raises what `push_manifest` raises.
+    """
+    with refusals():
+        made: int | None = await _sql.delete_manifest(connection, repository=repository, tag=tag, digest=digest)
+    return made
+
+
+async def sign_manifest(
+    connection: Connection, repository: int, *, manifest: str, name: str, digest: str, content: bytes, limit: int
+) -> tuple[str, int | None]:
+    """Add a signature, `digest` being that of its content, to a manifest of the latest version.
+
+    Gives Signed and the latest version's number, or Unknown (there is no such manifest) or TooMany. Raises what `push_manifest` raises.
+    """
+    with refusals():
+        row = await _sql.sign_manifest(
+            connection, repository=repository, manifest=manifest, name=name, digest=digest, content=content, limit=limit
         )
-        for r in records
-        for m in [r.manifest]
-    ]  # fmt: skip
-    return _columns(names, rows)
+    return row["outcome"], row["number"]
+
+
+def _manifest_row(record: ManifestRecord) -> dict[str, object]:
+    m = record.manifest
+    return {
+        "digest": str(m.digest),
+        "media_type": m.media_type,
+        "kind": str(classify(m, record.labels)),
+        "artifact_type": m.artifact_type,
+        "subject": str(m.subject.digest) if m.subject else None,
+        "os": record.os,
+        "architecture": record.architecture,
+        "variant": record.variant,
+        "annotations": dict(m.annotations),
+        "labels": dict(record.labels),
+    }
+
+
+def _blob_rows(manifest: Manifest) -> list[dict[str, object]]:
+    return [
+        {
+            "manifest": str(manifest.digest),
+            "position": position,
+            "digest": str(blob.digest),
+            "role": "config" if blob is manifest.config else "layer",
+            "media_type": blob.media_type,
+            "size": blob.size,
+            "is_foreign": is_foreign_layer(blob.media_type),
+        }
+        for position, blob in enumerate(manifest.blobs)
+    ]
+
+
+def _child_rows(manifest: Manifest) -> list[dict[str, object]]:
+    return [
+        {
+            "manifest": str(manifest.digest),
+            "position": position,
+            "digest": str(child.digest),
+            "os": child.platform.os if child.platform else None,
+            "architecture": child.platform.architecture if child.platform else None,
+            "variant": child.platform.variant if child.platform else None,
+        }
+        for position, child in enumerate(manifest.children)
+    ]
 
 
 def _columns(names: Sequence[str], rows: Sequence[Sequence[object]]) -> dict[str, list[object]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import aiosql
 import asyncpg
-from asyncpg.pool import PoolConnectionProxy
+from asyncpg.pool import PoolAcquireContext, PoolConnectionProxy
 
 from entrepot.errors import DatabaseUnavailable
 from entrepot.settings import DatabaseSettings
@@ -21,6 +22,7 @@ __all__ = [
     "Connection",
     "Pool",
     "all_rows",
+    "PoolObserver",
     "connect",
     "open_pool",
     "queries",
@@ -59,9 +61,41 @@ _SESSION = {
 }
 
 
+_NAMES: dict[str, str] = {}
+"""By the text of a statement, its name; for metrics and traces."""
+_TRANSACTION = frozenset({"begin", "commit", "rollback", "savepoint", "release"})
+
+
+class PoolObserver(Protocol):
+    """Who is told what the database takes."""
+
+    def statement(self, name: str, seconds: float, error: str | None) -> None:
+        """A statement has ended: its name, never its text; `error` is the type of the exception."""
+        ...
+
+    def pool_wait(self, seconds: float) -> None:
+        """The pool has given a connection."""
+        ...
+
+
 def queries(part: str) -> Any:
     """The named statements of `queries/<part>.sql`, each a coroutine function that takes a connection first."""
-    return aiosql.from_path(Path(__file__).parent / "queries" / f"{part}.sql", "asyncpg", mandatory_parameters=False)
+    found: Any = aiosql.from_path(
+        Path(__file__).parent / "queries" / f"{part}.sql", "asyncpg", mandatory_parameters=False
+    )
+    for name in found.available_queries:
+        if not name.endswith("_cursor"):  # aiosql's own second name
+            _NAMES[getattr(found, name).sql] = name
+    return found
+
+
+def _name_of(query: str) -> str:
+    """One of few names, for a label: a statement that is not one of ours by name is `other`."""
+    name = _NAMES.get(query)
+    if name is None:
+        word = query.split(None, 1)[0].rstrip(";").lower() if query else ""
+        name = word if word in _TRANSACTION else "other"
+    return name
 
 
 async def all_rows(rows: AsyncIterator[asyncpg.Record]) -> list[asyncpg.Record]:
@@ -93,15 +127,16 @@ def _arguments(settings: DatabaseSettings, application: str) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def open_pool(settings: DatabaseSettings, *, application: str) -> AsyncIterator[Pool]:
+async def open_pool(
+    settings: DatabaseSettings, *, application: str, observer: PoolObserver | None = None
+) -> AsyncIterator[Pool]:
     """A pool for the life of a process. It opens no connection by itself, so a process starts while PostgreSQL is away."""
-    pool = asyncpg.create_pool(
-        **_arguments(settings, application),
-        min_size=0,
-        max_size=settings.pool_size,
-        max_inactive_connection_lifetime=300,
-        init=_prepare,
-    )
+    pool = _ObservedPool(
+        **_arguments(settings, application), min_size=0, max_size=settings.pool_size, max_queries=50_000,
+        max_inactive_connection_lifetime=300, connect=None, setup=None, init=_initializer(observer), reset=None, loop=None,
+        connection_class=asyncpg.Connection, record_class=asyncpg.Record,
+    )  # fmt: skip
+    pool.observer = observer
     with translated():
         await pool
     try:
@@ -110,6 +145,52 @@ async def open_pool(settings: DatabaseSettings, *, application: str) -> AsyncIte
         # A graceful close waits for borrowed connections; by now nobody should hold one.
         with contextlib.suppress(TimeoutError):
             await _close(pool)
+
+
+class _ObservedPool(asyncpg.Pool):  # type: ignore[type-arg]
+    """A pool that tells how long it let its callers wait."""
+
+    observer: PoolObserver | None = None
+
+    def acquire(self, *, timeout: float | None = None) -> PoolAcquireContext:  # type: ignore[type-arg,override]
+        context = _ObservedAcquire(self, timeout)
+        context.observer = self.observer
+        return context
+
+
+class _ObservedAcquire(PoolAcquireContext):  # type: ignore[type-arg]
+    observer: PoolObserver | None = None
+
+    async def __aenter__(self) -> Any:
+        started = time.perf_counter()
+        connection = await super().__aenter__()
+        if self.observer is not None:
+            self.observer.pool_wait(time.perf_counter() - started)
+        return connection
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        started = time.perf_counter()
+        connection = yield from super().__await__()
+        if self.observer is not None:
+            self.observer.pool_wait(time.perf_counter() - started)
+        return connection
+
+
+def _initializer(observer: PoolObserver | None) -> Callable[[Connection], Awaitable[None]]:
+    """What is done to a new connection: our types, and our ear, which asyncpg calls in the context of who asked."""
+    if observer is None:
+        return _prepare
+    told = observer
+
+    def note(record: Any) -> None:
+        error = type(record.exception).__name__ if record.exception is not None else None
+        told.statement(_name_of(record.query), record.elapsed, error)
+
+    async def prepare(connection: Connection) -> None:
+        await _prepare(connection)
+        connection.add_query_logger(note)
+
+    return prepare
 
 
 async def _close(pool: Pool) -> None:
@@ -128,7 +209,7 @@ async def connect(settings: DatabaseSettings, *, application: str) -> asyncpg.Co
         return connection
 
 
-async def schema_is_ready(pool: Pool) -> bool:
+async def schema_is_ready(pool: Pool | Connection) -> bool:
     """Whether the database has every migration this code needs. Raises `DatabaseUnavailable`."""
     with translated():
         try:

@@ -83,10 +83,13 @@ begin
         )
         order by id
     );
+    -- A signature goes with the manifest that it signs.
     signatures_out := array(
         select s.signature from repository_signature s
-        where s.repository = p_repository and s.removed is null
-            and s.signature = any (p_signatures_remove) and s.signature <> all (p_signatures_add)
+        where s.repository = p_repository and s.removed is null and s.signature <> all (p_signatures_add)
+            and s.signature = any (p_signatures_remove || array(
+                select g.id from signature g join manifest m on m.digest = g.manifest where m.id = any (manifests_out)
+            ))
         order by s.signature
     );
 
@@ -206,6 +209,46 @@ begin
 end
 $$;
 
+CREATE FUNCTION public.delete_manifest(p_repository bigint, p_tag text, p_digest text) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'public', 'pg_temp'
+    AS $$
+declare
+    manifests bigint[];
+    tags text[];
+begin
+    perform writable_repository(p_repository);
+    manifests := array(
+        select m.id from manifest m join repository_manifest r on r.manifest = m.id
+        where m.digest = p_digest and r.repository = p_repository and r.removed is null
+    );
+    tags := array(
+        select t.name from tag t
+        where t.repository = p_repository and t.removed is null and (t.name = p_tag or t.manifest = any (manifests))
+    );
+    if cardinality(tags) + cardinality(manifests) = 0 then
+        return null;
+    end if;
+    return (
+        select c.number from commit_content(
+            p_repository, 'Delete', coalesce(p_tag, p_digest), '{}', '{}', tags, '{}', manifests, '{}', '{}', null, null, null, null, false, true
+        ) c
+    );
+end
+$$;
+
+CREATE FUNCTION public.foreign_names(p_repository bigint, p_blob bigint, OUT in_latest integer, OUT in_any integer) RETURNS record
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'public', 'pg_temp'
+    AS $$
+    select count(*) filter (where named.is_latest), count(*) from (
+        select bool_or(m.removed is null) as is_latest
+        from manifest_blob e join repository_manifest m on m.manifest = e.manifest
+        where e.is_foreign and e.blob = p_blob and m.repository = p_repository
+        group by e.manifest
+    ) named
+$$;
+
 CREATE FUNCTION public.hide_blob(p_repository bigint, p_digest text) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'public', 'pg_temp'
@@ -231,9 +274,128 @@ CREATE FUNCTION public.link_pushed_blob(p_repository bigint, p_blob bigint, p_si
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'public', 'pg_temp'
     AS $$
-    insert into repository_blob as l (repository, blob, size) values (p_repository, p_blob, p_size)
+    insert into repository_blob as l (repository, blob, size, in_latest, in_any, named)
+    select p_repository, p_blob, p_size, c.in_latest, c.in_any, c.in_latest > 0 from foreign_names(p_repository, p_blob) c
     on conflict (repository, blob) do update set
         hidden = false, named = l.in_latest > 0, left_at = null, touched_at = now()
+$$;
+
+CREATE FUNCTION public.push_manifest(p_repository bigint, p_cause text, p_tags text[], p_blobs_needed text[], p_manifests_needed text[], p_manifest jsonb, p_body bytea, p_blobs jsonb, p_children jsonb, OUT missing text[], OUT number bigint) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'public', 'pg_temp'
+    AS $$
+declare
+    stored bigint;
+begin
+    perform writable_repository(p_repository);
+    missing := array(
+        select n.digest from unnest(p_blobs_needed) with ordinality as n (digest, position)
+        where not exists (
+            select from blob b join repository_blob l on l.blob = b.id
+            where b.digest = n.digest and l.repository = p_repository
+                and not l.hidden and b.stored_at is not null and b.quarantined_at is null
+        )
+        order by n.position
+    ) || array(
+        select n.digest from unnest(p_manifests_needed) with ordinality as n (digest, position)
+        where not exists (
+            select from manifest m join repository_manifest r on r.manifest = m.id
+            where m.digest = n.digest and r.repository = p_repository and r.removed is null
+        )
+        order by n.position
+    );
+    if cardinality(missing) > 0 then
+        return;
+    end if;
+    select s.id into stored from store_manifests(jsonb_build_array(p_manifest), array[p_body], p_blobs, p_children) s;
+    perform commit_content(
+        p_repository, 'Push', p_cause, p_tags, array_fill(stored, array[cardinality(p_tags)]), '{}', array[stored], '{}', '{}', '{}',
+        null, null, null, null, false, false
+    );
+    select r.latest into number from repository r where r.id = p_repository;
+end
+$$;
+
+CREATE FUNCTION public.sign_manifest(p_repository bigint, p_manifest text, p_name text, p_digest text, p_content bytea, p_limit integer, OUT outcome text, OUT number bigint) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'public', 'pg_temp'
+    AS $$
+declare
+    signed text[];
+    made bigint;
+begin
+    perform writable_repository(p_repository);
+    if not exists (
+        select from manifest m join repository_manifest r on r.manifest = m.id
+        where m.digest = p_manifest and r.repository = p_repository and r.removed is null
+    ) then
+        outcome := 'Unknown';
+        return;
+    end if;
+    signed := array(
+        select g.digest from signature g join repository_signature s on s.signature = g.id
+        where g.manifest = p_manifest and s.repository = p_repository and s.removed is null
+    );
+    if p_digest <> all (signed) then
+        if cardinality(signed) >= p_limit then
+            outcome := 'TooMany';
+            return;
+        end if;
+        insert into signature (digest, manifest, name, content) values (p_digest, p_manifest, p_name, p_content) on conflict do nothing;
+        select g.id into made from signature g where g.manifest = p_manifest and g.digest = p_digest and g.name = p_name;
+        perform commit_content(
+            p_repository, 'Push', p_manifest, '{}', '{}', '{}', '{}', '{}', array[made], '{}', null, null, null, null, false, false
+        );
+    end if;
+    outcome := 'Signed';
+    select r.latest into number from repository r where r.id = p_repository;
+end
+$$;
+
+CREATE FUNCTION public.store_manifests(p_manifests jsonb, p_bodies bytea[], p_blobs jsonb, p_children jsonb) RETURNS TABLE(digest text, id bigint)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'public', 'pg_temp'
+    AS $$
+begin
+    insert into blob (digest)
+        select distinct e.digest collate "C" from jsonb_to_recordset(p_blobs) as e (digest text)
+        where not exists (select from blob b where b.digest = e.digest)
+        order by 1
+    on conflict do nothing;
+    with inserted as (
+        insert into manifest as n (digest, media_type, kind, artifact_type, subject, os, architecture, variant, annotations, labels, size, body)
+        select m.digest, m.media_type, m.kind, m.artifact_type, m.subject, m.os, m.architecture, m.variant, m.annotations, m.labels,
+            octet_length(m.body), m.body
+        from rows from (
+            jsonb_to_recordset(p_manifests) as (
+                digest text, media_type text, kind text, artifact_type text, subject text, os text, architecture text, variant text,
+                annotations jsonb, labels jsonb
+            ),
+            unnest(p_bodies)
+        ) as m (digest, media_type, kind, artifact_type, subject, os, architecture, variant, annotations, labels, body)
+        where not exists (select from manifest k where k.digest = m.digest)
+        order by m.digest collate "C"
+        on conflict do nothing
+        returning n.id, n.digest
+    ), named as (
+        -- A blob without a row is an error (blob is not null), not an edge less.
+        insert into manifest_blob (manifest, position, blob, role, media_type, size, is_foreign)
+        select i.id, e.position, b.id, e.role, e.media_type, e.size, e.is_foreign
+        from inserted i
+        join jsonb_to_recordset(p_blobs) as e (
+            manifest text, position int, digest text, role text, media_type text, size bigint, is_foreign boolean
+        ) on e.manifest = i.digest
+        left join blob b on b.digest = e.digest
+        order by b.id, i.id, e.position
+    )
+    insert into manifest_child (parent, position, digest, os, architecture, variant)
+    select i.id, c.position, c.digest, c.os, c.architecture, c.variant
+    from inserted i
+    join jsonb_to_recordset(p_children) as c (manifest text, position int, digest text, os text, architecture text, variant text)
+        on c.manifest = i.digest;
+    return query select k.digest, k.id from manifest k
+        where k.digest = any (array(select m.digest from jsonb_to_recordset(p_manifests) as m (digest text)));
+end
 $$;
 
 CREATE FUNCTION public.store_pushed_blob(p_repository bigint, p_digest text, p_size bigint, p_key text, p_inline bytea, p_upload text) RETURNS void
@@ -411,7 +573,7 @@ ALTER TABLE public.manifest ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
 
 CREATE TABLE public.object (
     key text NOT NULL COLLATE pg_catalog."C",
-    owner text NOT NULL,
+    owner text NOT NULL COLLATE pg_catalog."C",
     upload_id text,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     delete_after timestamp with time zone
@@ -735,10 +897,10 @@ ALTER TABLE ONLY public.schema_migrations
     ADD CONSTRAINT schema_migrations_pkey PRIMARY KEY (version);
 
 ALTER TABLE ONLY public.signature
-    ADD CONSTRAINT signature_digest_key UNIQUE (digest);
+    ADD CONSTRAINT signature_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY public.signature
-    ADD CONSTRAINT signature_pkey PRIMARY KEY (id);
+    ADD CONSTRAINT signature_unique UNIQUE (manifest, digest, name);
 
 ALTER TABLE ONLY public.sync_run
     ADD CONSTRAINT sync_run_pkey PRIMARY KEY (id);
@@ -759,6 +921,8 @@ CREATE INDEX distribution_public ON public.distribution USING btree (repository)
 CREATE INDEX distribution_repository ON public.distribution USING btree (repository);
 
 CREATE INDEX manifest_blob_blob ON public.manifest_blob USING btree (blob);
+
+CREATE INDEX manifest_blob_foreign ON public.manifest_blob USING btree (blob) WHERE is_foreign;
 
 CREATE INDEX manifest_child_parent_digest ON public.manifest_child USING btree (digest, parent);
 
@@ -791,8 +955,6 @@ CREATE UNIQUE INDEX repository_signature_latest ON public.repository_signature U
 CREATE INDEX repository_signature_removed ON public.repository_signature USING btree (repository, removed) WHERE (removed IS NOT NULL);
 
 CREATE INDEX repository_unprojected ON public.repository USING btree (id) WHERE ((deleted_at IS NULL) AND (latest <> projected));
-
-CREATE INDEX signature_manifest ON public.signature USING btree (manifest);
 
 CREATE UNIQUE INDEX sync_run_active ON public.sync_run USING btree (repository) WHERE (finished_at IS NULL);
 
@@ -873,13 +1035,27 @@ ALTER TABLE ONLY public.version
 
 REVOKE ALL ON FUNCTION public.commit_content(p_repository bigint, p_cause_kind text, p_cause_name text, p_tag_names text[], p_tag_manifests bigint[], p_untag text[], p_manifests_add bigint[], p_manifests_remove bigint[], p_signatures_add bigint[], p_signatures_remove bigint[], p_ledger_kind text, p_ledger_name text, p_ledger_hash text, p_base bigint, p_is_step boolean, p_withdrawn boolean, OUT outcome text, OUT number bigint, OUT added_tags bigint, OUT removed_tags bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.commit_content(p_repository bigint, p_cause_kind text, p_cause_name text, p_tag_names text[], p_tag_manifests bigint[], p_untag text[], p_manifests_add bigint[], p_manifests_remove bigint[], p_signatures_add bigint[], p_signatures_remove bigint[], p_ledger_kind text, p_ledger_name text, p_ledger_hash text, p_base bigint, p_is_step boolean, p_withdrawn boolean, OUT outcome text, OUT number bigint, OUT added_tags bigint, OUT removed_tags bigint) TO entrepot_syncer;
-GRANT ALL ON FUNCTION public.commit_content(p_repository bigint, p_cause_kind text, p_cause_name text, p_tag_names text[], p_tag_manifests bigint[], p_untag text[], p_manifests_add bigint[], p_manifests_remove bigint[], p_signatures_add bigint[], p_signatures_remove bigint[], p_ledger_kind text, p_ledger_name text, p_ledger_hash text, p_base bigint, p_is_step boolean, p_withdrawn boolean, OUT outcome text, OUT number bigint, OUT added_tags bigint, OUT removed_tags bigint) TO entrepot_registry;
+
+REVOKE ALL ON FUNCTION public.delete_manifest(p_repository bigint, p_tag text, p_digest text) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.delete_manifest(p_repository bigint, p_tag text, p_digest text) TO entrepot_registry;
+
+REVOKE ALL ON FUNCTION public.foreign_names(p_repository bigint, p_blob bigint, OUT in_latest integer, OUT in_any integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.foreign_names(p_repository bigint, p_blob bigint, OUT in_latest integer, OUT in_any integer) TO entrepot_syncer;
 
 REVOKE ALL ON FUNCTION public.hide_blob(p_repository bigint, p_digest text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.hide_blob(p_repository bigint, p_digest text) TO entrepot_registry;
 
 REVOKE ALL ON FUNCTION public.link_pushed_blob(p_repository bigint, p_blob bigint, p_size bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.link_pushed_blob(p_repository bigint, p_blob bigint, p_size bigint) TO entrepot_registry;
+
+REVOKE ALL ON FUNCTION public.push_manifest(p_repository bigint, p_cause text, p_tags text[], p_blobs_needed text[], p_manifests_needed text[], p_manifest jsonb, p_body bytea, p_blobs jsonb, p_children jsonb, OUT missing text[], OUT number bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.push_manifest(p_repository bigint, p_cause text, p_tags text[], p_blobs_needed text[], p_manifests_needed text[], p_manifest jsonb, p_body bytea, p_blobs jsonb, p_children jsonb, OUT missing text[], OUT number bigint) TO entrepot_registry;
+
+REVOKE ALL ON FUNCTION public.sign_manifest(p_repository bigint, p_manifest text, p_name text, p_digest text, p_content bytea, p_limit integer, OUT outcome text, OUT number bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.sign_manifest(p_repository bigint, p_manifest text, p_name text, p_digest text, p_content bytea, p_limit integer, OUT outcome text, OUT number bigint) TO entrepot_registry;
+
+REVOKE ALL ON FUNCTION public.store_manifests(p_manifests jsonb, p_bodies bytea[], p_blobs jsonb, p_children jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.store_manifests(p_manifests jsonb, p_bodies bytea[], p_blobs jsonb, p_children jsonb) TO entrepot_syncer;
 
 REVOKE ALL ON FUNCTION public.store_pushed_blob(p_repository bigint, p_digest text, p_size bigint, p_key text, p_inline bytea, p_upload text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.store_pushed_blob(p_repository bigint, p_digest text, p_size bigint, p_key text, p_inline bytea, p_upload text) TO entrepot_registry;
@@ -891,13 +1067,13 @@ GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.base_path_claim TO entrepot_op
 
 GRANT SELECT ON TABLE public.blob TO entrepot_registry;
 GRANT SELECT,INSERT ON TABLE public.blob TO entrepot_syncer;
-GRANT SELECT ON TABLE public.blob TO entrepot_keeper;
 
-GRANT INSERT(digest) ON TABLE public.blob TO entrepot_registry;
+GRANT SELECT(id) ON TABLE public.blob TO entrepot_keeper;
 
 GRANT UPDATE(size) ON TABLE public.blob TO entrepot_syncer;
 
 GRANT UPDATE(object_key) ON TABLE public.blob TO entrepot_syncer;
+GRANT SELECT(object_key) ON TABLE public.blob TO entrepot_keeper;
 
 GRANT UPDATE(inline) ON TABLE public.blob TO entrepot_syncer;
 
@@ -919,16 +1095,16 @@ GRANT SELECT ON TABLE public.ledger TO entrepot_operator;
 GRANT SELECT ON TABLE public.ledger TO entrepot_syncer;
 GRANT SELECT ON TABLE public.ledger TO entrepot_registry;
 
-GRANT SELECT,INSERT ON TABLE public.manifest TO entrepot_registry;
+GRANT SELECT ON TABLE public.manifest TO entrepot_registry;
 GRANT SELECT,INSERT ON TABLE public.manifest TO entrepot_syncer;
 
 GRANT UPDATE(touched_at) ON TABLE public.manifest TO entrepot_syncer;
 GRANT UPDATE(touched_at) ON TABLE public.manifest TO entrepot_registry;
 
-GRANT SELECT,INSERT ON TABLE public.manifest_blob TO entrepot_registry;
+GRANT SELECT ON TABLE public.manifest_blob TO entrepot_registry;
 GRANT SELECT,INSERT ON TABLE public.manifest_blob TO entrepot_syncer;
 
-GRANT SELECT,INSERT ON TABLE public.manifest_child TO entrepot_registry;
+GRANT SELECT ON TABLE public.manifest_child TO entrepot_registry;
 GRANT SELECT,INSERT ON TABLE public.manifest_child TO entrepot_syncer;
 
 GRANT SELECT,INSERT,DELETE ON TABLE public.object TO entrepot_syncer;
@@ -949,7 +1125,6 @@ GRANT SELECT,INSERT ON TABLE public.repository TO entrepot_operator;
 GRANT SELECT ON TABLE public.repository TO entrepot_registry;
 GRANT SELECT ON TABLE public.repository TO entrepot_token;
 GRANT SELECT ON TABLE public.repository TO entrepot_syncer;
-GRANT SELECT ON TABLE public.repository TO entrepot_keeper;
 
 GRANT UPDATE(namespace) ON TABLE public.repository TO entrepot_operator;
 
@@ -1015,13 +1190,13 @@ GRANT SELECT ON TABLE public.schema_migrations TO entrepot_token;
 GRANT SELECT ON TABLE public.schema_migrations TO entrepot_syncer;
 GRANT SELECT ON TABLE public.schema_migrations TO entrepot_keeper;
 
-GRANT SELECT,INSERT ON TABLE public.signature TO entrepot_registry;
+GRANT SELECT ON TABLE public.signature TO entrepot_registry;
 
 GRANT SELECT,INSERT,DELETE ON TABLE public.sync_run TO entrepot_operator;
 GRANT SELECT ON TABLE public.sync_run TO entrepot_syncer;
-GRANT SELECT ON TABLE public.sync_run TO entrepot_keeper;
 
 GRANT SELECT(id) ON TABLE public.sync_run TO entrepot_registry;
+GRANT SELECT(id) ON TABLE public.sync_run TO entrepot_keeper;
 
 GRANT SELECT(repository) ON TABLE public.sync_run TO entrepot_registry;
 
@@ -1039,6 +1214,7 @@ GRANT UPDATE(heartbeat_at) ON TABLE public.sync_run TO entrepot_syncer;
 GRANT UPDATE(finished_at) ON TABLE public.sync_run TO entrepot_operator;
 GRANT UPDATE(finished_at) ON TABLE public.sync_run TO entrepot_syncer;
 GRANT SELECT(finished_at) ON TABLE public.sync_run TO entrepot_registry;
+GRANT SELECT(finished_at) ON TABLE public.sync_run TO entrepot_keeper;
 
 GRANT UPDATE(attempts) ON TABLE public.sync_run TO entrepot_syncer;
 GRANT SELECT(attempts) ON TABLE public.sync_run TO entrepot_registry;
@@ -1097,7 +1273,21 @@ GRANT SELECT ON TABLE public.tag TO entrepot_registry;
 GRANT SELECT ON TABLE public.tag TO entrepot_syncer;
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.upload TO entrepot_registry;
-GRANT SELECT,DELETE ON TABLE public.upload TO entrepot_keeper;
+GRANT DELETE ON TABLE public.upload TO entrepot_keeper;
+
+GRANT SELECT(id) ON TABLE public.upload TO entrepot_keeper;
+
+GRANT SELECT(touched_at) ON TABLE public.upload TO entrepot_keeper;
+
+GRANT SELECT("offset") ON TABLE public.upload TO entrepot_keeper;
+
+GRANT SELECT(object_key) ON TABLE public.upload TO entrepot_keeper;
+
+GRANT SELECT(multipart) ON TABLE public.upload TO entrepot_keeper;
+
+GRANT SELECT(tail_key) ON TABLE public.upload TO entrepot_keeper;
+
+GRANT SELECT(writer_until) ON TABLE public.upload TO entrepot_keeper;
 
 GRANT SELECT ON TABLE public.version TO entrepot_operator;
 GRANT SELECT ON TABLE public.version TO entrepot_registry;

@@ -1,4 +1,4 @@
-"""What the token service asks of PostgreSQL: which distributions the names in a request's scopes stand for."""
+"""What the token service asks of PostgreSQL: what the names in a request's scopes stand for, and where there is anything to list."""
 
 from __future__ import annotations
 
@@ -8,24 +8,33 @@ from uuid import UUID
 
 from entrepot.db.pool import Connection, Pool, all_rows, queries, translated
 
-__all__ = ["DistributionRow", "find_distributions"]
+__all__ = ["PlaceRow", "find_places", "list_namespaces"]
 
 _sql = queries("token")
 
 
 @dataclass(frozen=True, slots=True)
-class DistributionRow:
-    """A distribution: where content is served, and the resource (namespace and name) that rights to it hang on."""
+class PlaceRow:
+    """What a name stands for, and the resource (kind, namespace and name) that rights to it hang on."""
 
-    base_path: str
+    name: str
     uuid: UUID
     access: str
+    resource: str
+    """distributions or repositories."""
     namespace: str
-    name: str
+    resource_name: str
 
 
-async def find_distributions(connection: Connection | Pool, names: Sequence[str]) -> dict[str, DistributionRow]:
-    """By base path; what does not exist is absent. Raises `DatabaseUnavailable`."""
+async def find_places(connection: Connection | Pool, names: Sequence[str]) -> dict[str, PlaceRow]:
+    """By name; what does not exist is absent. Raises `DatabaseUnavailable`."""
     with translated():
-        rows = await all_rows(_sql.find_distributions(connection, names=list(names)))
-    return {row["base_path"]: DistributionRow(*row) for row in rows}
+        rows = await all_rows(_sql.find_places(connection, names=list(names)))
+    return {row["name"]: PlaceRow(*row) for row in rows}
+
+
+async def list_namespaces(connection: Connection | Pool, *, count: int) -> list[str]:
+    """The first namespaces that have distributions, at most `count`. Raises `DatabaseUnavailable`."""
+    with translated():
+        rows = await all_rows(_sql.list_namespaces(connection, count=count))
+    return [row["namespace"] for row in rows]

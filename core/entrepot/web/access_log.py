@@ -33,7 +33,7 @@ class AccessLog:
         self._lines: list[bytes] = []
         self._timer: asyncio.TimerHandle | None = None
 
-    def write(self, call: Call, *, status: int) -> None:
+    def write(self, call: Call, *, status: int, received: int) -> None:
         """Note what became of a request."""
         request = call.request
         self._lines.append(
@@ -47,10 +47,13 @@ class AccessLog:
                     "method": call.method[:16],
                     "path": _printable(call.path),
                     "route": call.route,
+                    "name": call.name,
+                    "reference": call.reference,
                     "status": status,
                     "bytes": call.sent,
+                    "bytes_in": received,
                     "seconds": round(time.perf_counter() - call.started, 6),
-                    "client": request.remote,
+                    "client": call.client,
                     "user_agent": _printable(request.headers.get("User-Agent", "")),
                     "subject": call.subject,
                 }

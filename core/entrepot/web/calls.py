@@ -19,15 +19,19 @@ class Call:
     """A request and what becomes of it. `route` is a template such as `/v2/{name}/blobs/{digest}`, never the raw path."""
 
     __slots__ = (
+        "client",
         "length",
         "method",
+        "name",
         "path",
         "query",
+        "reference",
         "request",
         "request_id",
         "response",
         "route",
         "sent",
+        "span",
         "started",
         "subject",
     )
@@ -39,8 +43,13 @@ class Call:
         self.path, _, self.query = request.raw_path.partition("?")
         given = request.headers.get("X-Request-Id", "")
         self.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        # The socket's other end; the gate puts the client there where that is a trusted proxy.
+        self.client = request.remote
         self.route = "unmatched"
+        self.name: str | None = None
+        self.reference: str | None = None
         self.subject: str | None = None
+        self.span: object | None = None
         self.response: web.StreamResponse | None = None
         self.length = 0
         self.sent = 0

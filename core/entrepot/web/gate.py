@@ -19,6 +19,8 @@ from entrepot.oci.errors import GrammarError, error_body
 from entrepot.web.access_log import AccessLog
 from entrepot.web.calls import Call
 from entrepot.web.metrics import WebMetrics
+from entrepot.web.proxies import Proxies
+from entrepot.web.traces import Traces
 
 __all__ = ["Gate", "Handler", "error_response"]
 
@@ -48,17 +50,25 @@ class Gate:
         access_log: AccessLog,
         max_requests: int,
         headers: Mapping[str, str],
+        proxies: Proxies | None = None,
+        traces: Traces | None = None,
     ) -> None:
         self._handler = handler
         self._metrics = metrics
         self._access_log = access_log
         self._max_requests = max_requests
         self._headers = dict(headers)
+        self._proxies = proxies
+        self._traces = traces
         self._running = 0
         self.closing = False
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         call = Call(request)
+        if self._proxies is not None:
+            call.client = self._proxies.client(call.client, request.headers.getall("X-Forwarded-For", ()))
+        if self._traces is not None:
+            call.span = self._traces.begin(call)
         if self._running >= self._max_requests:
             self._metrics.refused.inc()
             busy = RegistryError(
@@ -148,10 +158,18 @@ class Gate:
         return response
 
     def _note(self, call: Call, status: int) -> None:
+        received = call.request.content.total_bytes
         self._metrics.observe(
-            call.route, call.method, status, seconds=time.perf_counter() - call.started, sent=call.sent
+            call.route,
+            call.method,
+            status,
+            seconds=time.perf_counter() - call.started,
+            sent=call.sent,
+            received=received,
         )
-        self._access_log.write(call, status=status)
+        if self._traces is not None and call.span is not None:
+            self._traces.end(call, status, received=received)
+        self._access_log.write(call, status=status, received=received)
 
 
 def malformed(error: BaseException | None, *, status: int) -> web.Response:

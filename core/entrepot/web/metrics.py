@@ -27,12 +27,15 @@ class WebMetrics:
             "request_seconds", "Time from the request's head to the last byte of the answer.", "route", "method"
         )
         self._bytes = self.counter("response_bytes", "Bytes of answers' bodies.", "route")
+        self._received = self.counter("request_bytes", "Bytes of requests' bodies.", "route")
         self.in_flight = self.gauge("requests_in_flight", "Requests being answered.")
         self.refused = self.counter("requests_refused", "Requests refused because too many were being answered.")
         self.broken = self.counter("responses_broken", "Answers broken off after they had begun.", "reason")
+        self.dropped = self.counter("connections_dropped", "Connections closed because of their client.", "reason")
+        self.limited = self.counter("requests_limited", "Requests refused because their client makes too many.", "by")
         self.failing_checks = self.gauge("check_failing", "1 while a check of what lies behind fails.", "check")
         # Children by their labels: asking the library for one takes as long as encoding a small answer.
-        self._children: dict[tuple[str, str, int], tuple[Counter, Histogram, Counter]] = {}
+        self._children: dict[tuple[str, str, int], tuple[Counter, Histogram, Counter, Counter]] = {}
 
     def counter(self, name: str, text: str, *labels: str) -> Counter:
         """A new counter of this service."""
@@ -46,7 +49,7 @@ class WebMetrics:
         """A new histogram of this service, in seconds."""
         return Histogram(self.prefix + name, text, labels, buckets=_SECONDS, registry=self.registry)
 
-    def observe(self, route: str, method: str, code: int, *, seconds: float, sent: int) -> None:
+    def observe(self, route: str, method: str, code: int, *, seconds: float, sent: int, received: int) -> None:
         """Count a request that was answered."""
         key = (route, method if method in _METHODS else "OTHER", code)
         children = self._children.get(key)
@@ -55,9 +58,12 @@ class WebMetrics:
                 self._requests.labels(key[0], key[1], str(code)),
                 self._seconds.labels(key[0], key[1]),
                 self._bytes.labels(key[0]),
+                self._received.labels(key[0]),
             )
             self._children[key] = children
-        requests, histogram, transferred = children
+        requests, histogram, transferred, taken = children
         requests.inc()
         histogram.observe(seconds)
         transferred.inc(sent)
+        if received:
+            taken.inc(received)

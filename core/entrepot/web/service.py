@@ -14,12 +14,12 @@ from types import TracebackType
 import msgspec
 import structlog
 from aiohttp import http_parser, web
-from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_server import Server
 from prometheus_client import exposition
 
 from entrepot.web.access_log import AccessLog
-from entrepot.web.gate import Gate, Handler, malformed
+from entrepot.web.connection import BoundedServer
+from entrepot.web.gate import Gate, Handler
 from entrepot.web.metrics import WebMetrics
 from entrepot.web.readiness import Readiness
 from entrepot.web.settings import WebSettings
@@ -27,48 +27,6 @@ from entrepot.web.settings import WebSettings
 __all__ = ["WebService", "health", "until_told_to_stop"]
 
 _log = structlog.get_logger("web")
-
-
-class _Connection(RequestHandler):
-    """aiohttp's connection, with our form of errors for what never reaches a handler."""
-
-    __slots__ = ()
-
-    def handle_error(
-        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
-    ) -> web.StreamResponse:
-        if request.writer.output_size > 0:
-            raise ConnectionError("the answer has begun")
-        _log.info("unreadable request", client=request.remote, status=status, error=type(exc).__name__)
-        response = malformed(exc, status=status)
-        response.force_close()
-        return response
-
-
-class _Server(Server):
-    """aiohttp's low-level server, with a bound on its connections."""
-
-    def __init__(self, gate: Gate, *, settings: WebSettings) -> None:
-        super().__init__(gate)
-        self._settings = settings
-
-    def __call__(self) -> RequestHandler:
-        settings = self._settings
-        return _Connection(
-            self,
-            loop=asyncio.get_running_loop(),
-            keepalive_timeout=settings.idle_timeout.total_seconds(),
-            max_line_size=settings.max_header,
-            max_field_size=settings.max_header,
-            max_headers=settings.max_headers,
-            access_log=None,  # type: ignore[arg-type]
-            auto_decompress=False,
-        )
-
-    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
-        super().connection_made(handler, transport)
-        if len(self._connections) > self._settings.max_connections:
-            transport.abort()
 
 
 class WebService:
@@ -98,7 +56,7 @@ class WebService:
         # The probes' port first: a process that cannot have its main port should say so where it is looked at.
         operations = web.Server(self._operations, access_log=None)
         self.metrics_port = await self._listen(operations, self._ports[1], patience=1)
-        server = _Server(self._gate, settings=self._settings)
+        server = BoundedServer(self._gate, settings=self._settings, metrics=self._metrics)
         self.port = await self._listen(server, self._ports[0], patience=self._settings.drain_timeout.total_seconds())
         return self
 

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import ClassVar
 
 from entrepot.settings import SettingInvalid, Settings
+from entrepot.web.proxies import Proxies
 
 __all__ = ["WebSettings"]
 
@@ -35,6 +36,9 @@ class WebSettings(Settings):
     idle_timeout: timedelta = timedelta(seconds=75)
     """How long a connection may be without a complete request, between two and before the first."""
 
+    head_timeout: timedelta = timedelta(seconds=15)
+    """How long the head of a request may take from its first byte to its last."""
+
     write_timeout: timedelta = timedelta(seconds=60)
     """How long a client may take no byte of an answer before it is dropped."""
 
@@ -50,12 +54,19 @@ class WebSettings(Settings):
     readiness_timeout: timedelta = timedelta(seconds=2)
     """How long one readiness check may take."""
 
+    trusted_proxies: tuple[str, ...] = ()
+    """Networks (10.0.0.0/8) whose X-Forwarded-For is believed: the client's address is the last one in it that is not theirs."""
+
     def __post_init__(self) -> None:
         for name in ("max_requests", "max_connections", "max_headers"):
             if getattr(self, name) < 1:
                 raise SettingInvalid(f"{self.prefix}{name.upper()} must be at least 1")
         if not 1024 <= self.max_header <= 64 * 1024:
             raise SettingInvalid(f"{self.prefix}MAX_HEADER must be between 1024 and 65536 bytes, not {self.max_header}")
-        for name in ("idle_timeout", "write_timeout", "readiness_timeout"):
+        for name in ("idle_timeout", "head_timeout", "write_timeout", "readiness_timeout"):
             if not getattr(self, name):
                 raise SettingInvalid(f"{self.prefix}{name.upper()} must be more than 0")
+        try:
+            Proxies(self.trusted_proxies)
+        except ValueError as error:
+            raise SettingInvalid(f"{self.prefix}TRUSTED_PROXIES: {error}") from error

@@ -4,6 +4,8 @@ A verified token is remembered until it expires, by a hash of it. What it grants
 path before does not get into what is there now. A token of nobody (no subject) counts only where the distribution is public at this
 moment, which the same lookup that finds the content tells.
 
+Who sends a password in place of a token gets the token that the token service gives for it (`logins`); nothing below knows the difference.
+
 For anonymous clients a name that does not exist and one they may not read are the same: 401 with a challenge.
 """
 
@@ -13,7 +15,7 @@ import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import jwt
@@ -24,7 +26,9 @@ from entrepot.db.registry import Place
 from entrepot.errors import RegistryError
 from entrepot.oci.challenge import format_bearer
 from entrepot.web.calls import Call
+from entrepot.web.limits import RateLimit
 from entrepot_registry.keys import KeySet, PublicKey
+from entrepot_registry.logins import LoginRefused, Logins
 from entrepot_registry.origins import Origins
 from entrepot_registry.settings import RegistrySettings
 
@@ -35,6 +39,7 @@ _MAX_GRANTS = 128
 _ACTIONS = frozenset({"pull", "push", "delete"})
 _SCOPES = {"pull": "pull", "push": "pull,push", "delete": "delete"}
 """By action, what the challenge tells the client to ask for."""
+_CATALOG = "registry:catalog:*"
 
 
 class TokenInvalid(Exception):
@@ -48,6 +53,10 @@ class Grant:
     subject: str
     expires: float
     names: Mapping[str, tuple[UUID, frozenset[str]]]
+    catalog: frozenset[str] | Literal["*"] = frozenset()
+    """Namespaces whose Private distributions the subject may see listed, besides what its being somebody shows; "*": all."""
+    has_catalog: bool = False
+    """Whether the catalog was asked for; only then `catalog` says anything."""
 
     def allows(self, name: str, action: str) -> bool:
         """Whether the token grants this action on this name; the place that is found there is for `Guard.admit` to compare."""
@@ -66,7 +75,8 @@ def read_claims(token: str, key: PublicKey, *, audience: str, leeway: float) -> 
             token, key.key, algorithms=[key.algorithm], audience=audience, issuer=audience, leeway=leeway,
             options={"require": _REQUIRED, "strict_aud": True},
         )  # fmt: skip
-        return Grant(claims["sub"], float(claims["exp"]), _names(claims))
+        names, catalog = _names(claims), _catalog(claims)
+        return Grant(claims["sub"], float(claims["exp"]), names, catalog or frozenset(), catalog is not None)
     except (jwt.PyJWTError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise TokenInvalid(f"{type(error).__name__}: {error}") from error
 
@@ -81,11 +91,29 @@ def _names(claims: Mapping[str, Any]) -> dict[str, tuple[UUID, frozenset[str]]]:
     return names
 
 
+def _catalog(claims: Mapping[str, Any]) -> frozenset[str] | Literal["*"] | None:
+    """None: the token is not one for the catalog."""
+    if not any((entry["type"], entry["name"]) == ("registry", "catalog") for entry in claims["access"][:_MAX_GRANTS]):
+        return None
+    namespaces = claims["entrepot"]["catalog"]["namespaces"]
+    return "*" if namespaces == "*" else frozenset(map(str, namespaces))
+
+
 class Guard:
     """Who may do what here. `identify`, look up, then `admit` to where it was found."""
 
-    def __init__(self, keys: KeySet, settings: RegistrySettings, *, cache_hits: Counter) -> None:
+    def __init__(
+        self,
+        keys: KeySet,
+        settings: RegistrySettings,
+        *,
+        logins: Logins,
+        cache_hits: Counter,
+        limit: RateLimit | None = None,
+    ) -> None:
         self._keys = keys
+        self._logins = logins
+        self._limit = limit
         self._service = settings.service_id
         self._leeway = settings.clock_skew.total_seconds()
         self._origins = Origins(settings.external_urls)
@@ -94,29 +122,71 @@ class Guard:
             settings.token_cache, ttu=lambda _key, grant, _now: grant.expires, timer=time.time
         )
 
-    async def identify(self, call: Call, *, name: str | None = None, action: str = "pull") -> Grant:
+    async def identify(
+        self, call: Call, *, name: str | None = None, action: str = "pull", mount_from: str | None = None
+    ) -> Grant:
         """The grant of the request's token; `name`, if given, is where it must allow the action: pull, push or delete.
 
-        Raises RegistryError 401, and `KeysUnavailable`.
+        `mount_from` is a further name that pull is asked for, in challenges and in exchange for a password; whether the grant allows it is
+        the caller's to see.
+
+        Raises RegistryError 401, for passwords also 403, 429 and 503, and `KeysUnavailable`.
         """
-        scheme, _, token = call.request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            message = "authentication is required"
-            if scheme:
-                message = "only bearer tokens are taken here; ask the realm of the challenge for one"
-            raise self._challenge(call, name, message, action=action)
-        try:
-            grant = await self._verify(token.strip(" "))
-        except TokenInvalid as error:
-            raise self._challenge(
-                call, name, "the token is not valid, or not any more", action=action, error="invalid_token"
-            ) from error
+        grant = await self._counted(call, name, action, mount_from)
         call.subject = grant.subject or "anonymous"
         if name is not None and not grant.allows(name, action):
             raise self._challenge(
-                call, name, "the token does not allow this", action=action, error="insufficient_scope"
+                call,
+                _scope(name, action, mount_from),
+                "the credentials do not allow this",
+                error="insufficient_scope",
             )
         return grant
+
+    async def identify_for_catalog(self, call: Call) -> Grant:
+        """The grant of a token that was asked for the catalog. Raises as `identify`."""
+        grant = await self._counted(call, None, "*", None)
+        call.subject = grant.subject or "anonymous"
+        if not grant.has_catalog:
+            raise self._challenge(call, _CATALOG, "the token is not one for the catalog", error="insufficient_scope")
+        return grant
+
+    async def _counted(self, call: Call, name: str | None, action: str, mount_from: str | None) -> Grant:
+        """The grant, and the request counted for its subject; for the client's address where there is none. Raises 429 as well."""
+        limit = self._limit
+        if limit is None:
+            return await self._grant(call, name, action, mount_from)
+        try:
+            grant = await self._grant(call, name, action, mount_from)
+        except RegistryError as error:
+            if error.status != 429:
+                limit.admit(None, call.client)
+            raise
+        limit.admit(grant.subject, call.client)
+        return grant
+
+    async def _grant(self, call: Call, name: str | None, action: str, mount_from: str | None) -> Grant:
+        scheme, _, token = call.request.headers.get("Authorization", "").partition(" ")
+        scheme = scheme.lower()
+        try:
+            if scheme == "bearer":
+                return await self._verify(token.strip(" "), call)
+            if scheme == "basic":
+                token = await self._logins.token(call, scope=_scope(name, action, mount_from) or "")
+                return await self._verify(token, call)
+        except TokenInvalid as error:
+            raise self._challenge(
+                call,
+                _scope(name, action, mount_from),
+                "the token is not valid, or not any more",
+                error="invalid_token",
+            ) from error
+        except LoginRefused as error:
+            raise self._challenge(call, _scope(name, action, mount_from), str(error)) from error
+        message = (
+            f"tokens and passwords are taken here, not {scheme[:20]!r}" if scheme else "authentication is required"
+        )
+        raise self._challenge(call, _scope(name, action, mount_from), message)
 
     def admit(self, call: Call, grant: Grant, name: str, place: Place | None, *, action: str = "pull") -> None:
         """Judge the grant by what the lookup found at the name just now. Raises RegistryError 401 or 404."""
@@ -130,15 +200,18 @@ class Guard:
         if place is None and not grant.is_anonymous:
             raise RegistryError(404, "NAME_UNKNOWN", "no such repository", detail={"name": name})
         raise self._challenge(
-            call, name, "the token does not allow this any more", action=action, error="insufficient_scope"
+            call, _scope(name, action), "the credentials do not allow this any more", error="insufficient_scope"
         )
 
-    async def _verify(self, token: str) -> Grant:
+    async def _verify(self, token: str, call: Call) -> Grant:
         cache_key = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
         grant = self._verified.get(cache_key)
         if grant is not None:
             self._cache_hits.labels("token").inc()
             return grant
+        if self._limit is not None:
+            # A signature costs more to verify than a refusal to say.
+            self._limit.check(call.client)
         try:
             identity = jwt.get_unverified_header(token).get("kid")
         except (jwt.PyJWTError, ValueError, TypeError) as error:
@@ -150,10 +223,15 @@ class Guard:
         self._verified[cache_key] = grant
         return grant
 
-    def _challenge(
-        self, call: Call, name: str | None, message: str, *, action: str = "pull", error: str | None = None
-    ) -> RegistryError:
+    def _challenge(self, call: Call, scope: str | None, message: str, *, error: str | None = None) -> RegistryError:
         realm = self._origins.of(call.request.headers.get("Host")) + "/token"
-        scope = f"repository:{name}:{_SCOPES[action]}" if name else None
         header = format_bearer(realm=realm, service=self._service, scope=scope, error=error)
         return RegistryError(401, "UNAUTHORIZED", message, headers={"WWW-Authenticate": header})
+
+
+def _scope(name: str | None, action: str, mount_from: str | None = None) -> str | None:
+    """What a client has to ask for, to be let in (CNCF distribution, "Token Scope Documentation")."""
+    if name is None:
+        return _CATALOG if action == "*" else None
+    scope = f"repository:{name}:{_SCOPES[action]}"
+    return f"{scope} repository:{mount_from}:pull" if mount_from and mount_from != name else scope

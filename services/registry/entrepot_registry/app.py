@@ -20,12 +20,14 @@ from entrepot.web.settings import WebSettings
 from entrepot_registry.access import Guard
 from entrepot_registry.blobs import Blobs
 from entrepot_registry.keys import KeySet
+from entrepot_registry.logins import Logins, PasswordRule
 from entrepot_registry.manifests import Manifests
 from entrepot_registry.metrics import RegistryMetrics
 from entrepot_registry.routes import Endpoint, Route, parse_route
 from entrepot_registry.settings import RegistrySettings
 from entrepot_registry.tags import Tags
-from entrepot_registry.token_proxy import TokenProxy
+from entrepot_registry.token_proxy import TokenProxy, TokenService
+from entrepot_registry.writing import open_targets
 
 __all__ = ["App", "open_registry"]
 
@@ -77,6 +79,7 @@ class App:
         route = parse_route(call.path)
         endpoint = route.endpoint
         call.route = endpoint.value
+        call.name, call.reference = route.name, route.reference or None
         if endpoint is Endpoint.TOKEN:
             return await self._token.answer(call)
         allowed = _METHODS[endpoint]
@@ -113,12 +116,16 @@ async def open_registry(
         keys = await stack.enter_async_context(KeySet(session, settings, fetches=metrics.key_fetches))
         pool = await stack.enter_async_context(open_pool(database, application="entrepot-registry"))
         store = await stack.enter_async_context(open_store(s3))
-        guard = Guard(keys, settings, cache_hits=metrics.cache_hits)
+        token_service = TokenService(session, settings, metrics=metrics)
+        rule = PasswordRule(settings)
+        logins = Logins(token_service, settings, rule=rule)
+        guard = Guard(keys, settings, logins=logins, cache_hits=metrics.cache_hits)
         readiness = Readiness(
             {"database": lambda: _check_database(pool), "storage": store.check, "keys": keys.check},
             settings=web_settings,
             metrics=metrics,
         )
+        targets = await stack.enter_async_context(open_targets(pool, settings, metrics=metrics))
         manifests = await stack.enter_async_context(Manifests(pool, guard, settings=settings, metrics=metrics))
         blobs = await stack.enter_async_context(
             Blobs(
@@ -136,7 +143,7 @@ async def open_registry(
             Endpoint.TAGS: Tags(pool, guard, settings=settings, metrics=metrics),
         }
         app = App(
-            guard=guard, endpoints=endpoints, token=TokenProxy(session, settings, metrics=metrics), readiness=readiness
+            guard=guard, endpoints=endpoints, token=TokenProxy(token_service, rule=rule), readiness=readiness
         )
         yield await stack.enter_async_context(
             WebService(

@@ -21,6 +21,10 @@ from entrepot.errors import DatabaseUnavailable, RegistryError
 
 __all__ = ["Batcher"]
 
+_SESSION = "set plan_cache_mode = force_generic_plan; set enable_seqscan = off"
+"""One plan for the life of a connection: planning takes longer than the lookup, and PostgreSQL would plan anew for each batch, since it
+thinks small arrays better served by a plan of their own. The plan goes by indexes even if made while the tables were all but empty."""
+
 Q = TypeVar("Q")
 A = TypeVar("A")
 
@@ -119,6 +123,8 @@ class Batcher(Generic[Q, A]):
             async with asyncio.timeout(self._timeout):
                 fresh = await self._pool.acquire()
         try:
+            with translated():
+                await fresh.execute(_SESSION, timeout=self._timeout)
             self._resolve(batch, await self._ask_once(fresh, questions))
         except BaseException:
             await self._give_back(fresh)

@@ -28,3 +28,7 @@ class Origins:
     def of(self, host: str | None) -> str:
         """The address (scheme://host[:port]) for a request's Host header."""
         return self._by_host.get((host or "").lower(), self._default)
+
+    def is_https(self, host: str | None) -> bool:
+        """Whether a Host header leads to a listed address that is reached by TLS."""
+        return self._by_host.get((host or "").lower(), "").startswith("https:")

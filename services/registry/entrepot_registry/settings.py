@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -48,6 +49,12 @@ class RegistrySettings(Settings):
     token_cache: int = 10_000
     """Verified tokens kept in memory until they expire."""
 
+    login_cache: int = 10_000
+    """Tokens kept in memory that passwords sent with requests were exchanged for, until they expire."""
+
+    insecure_login: bool = False
+    """Whether passwords are taken over plain HTTP from other hosts than the client's own."""
+
     clock_skew: timedelta = timedelta(seconds=10)
     """How far the token service's clock may be ahead of ours."""
 
@@ -79,7 +86,21 @@ class RegistrySettings(Settings):
     storage_timeout: timedelta = timedelta(seconds=30)
     """How long S3 may take until the first byte."""
 
+    workers: int = 1
+    """Processes that answer requests, on one port. All limits of memory, connections and rates are each process's own."""
+
+    request_rate: float = 0.0
+    """Requests a second, in the long run, of one subject, or of one client address for those without one; 0: any number."""
+
+    request_burst: int = 200
+    """Requests that one subject or address may make at once before the rate holds."""
+
+    rate_table: int = 20_000
+    """Subjects and addresses that are counted; the one that was seen longest ago makes room."""
+
     def __post_init__(self) -> None:
+        if not 0 <= self.request_rate < math.inf:
+            raise SettingInvalid(f"{self.prefix}REQUEST_RATE must be 0 or more, not {self.request_rate:g}")
         unknown = sorted(set(self.token_algorithms) - ALGORITHMS)
         if unknown or not self.token_algorithms:
             raise SettingInvalid(
@@ -94,6 +115,9 @@ class RegistrySettings(Settings):
                     raise SettingInvalid(f"{self.prefix}{variable}: {error}") from error
         if not self.external_urls:
             raise SettingInvalid(f"{self.prefix}EXTERNAL_URLS needs at least one address")
-        for name in ("lookup_connections", "lookup_batch", "tags_default", "tags_maximum", "token_cache"):
+        for name in (
+            "workers", "request_burst", "rate_table", "lookup_connections", "lookup_batch", "tags_default", "tags_maximum", "token_cache",
+            "login_cache",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise SettingInvalid(f"{self.prefix}{name.upper()} must be at least 1")

@@ -3,13 +3,17 @@
     settings    what it is configured by
     keys        private keys out of a directory, read again when they change; the JWKS
     identity    who asks (Authenticator)
-    rights      what he may do (Authorizer)
+    htpasswd    users of a file
+    rights      what a subject may do (Authorizer)
+    rules       rights out of a file
+    reviews     tokens and rights as the cluster knows them
+    watched     a file that is read again when it changes
     tokens      the token itself
     requests    a token request, read (pure)
     app         all of it together
 
-It alone holds the private key. Who asks and what he may do are two interfaces; in this version the only subject is nobody, and he may pull
-what is public. Tokens name distributions by uuid, so that they do not outlive what they were given for.
+It alone holds the private key. Who asks and what he may do are two interfaces, so that nothing else changes with a further source of
+either. Tokens name what they are for by uuid, so that they do not outlive it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A token request, read.
 
 Source: CNCF distribution, "Docker Registry v2 authentication via central service". Scopes that are malformed, or about something other than
-repositories, grant nothing and are no error: asking for more than there is to have is allowed. `account`, `client_id` and
+repositories and the catalog, grant nothing and are no error: asking for more than there is to have is allowed. `account`, `client_id` and
 `offline_token` change nothing.
 """
 
@@ -20,9 +20,10 @@ __all__ = ["TokenRequest", "read_request"]
 
 @dataclass(frozen=True, slots=True)
 class TokenRequest:
-    """Actions asked for, by repository name."""
+    """Actions asked for, by repository name, and whether the catalog was."""
 
     scopes: dict[str, frozenset[str]]
+    wants_catalog: bool
 
 
 def read_request(query_string: str, *, service: str, max_scopes: int) -> TokenRequest:
@@ -40,12 +41,16 @@ def read_request(query_string: str, *, service: str, max_scopes: int) -> TokenRe
     if len(words) > max_scopes:
         raise RegistryError(400, "UNSUPPORTED", f"a request names at most {max_scopes} scopes, this one {len(words)}")
     scopes: dict[str, frozenset[str]] = {}
+    wants_catalog = False
     for word in words:
         try:
             scope = parse_scope(word)
+            if (scope.type, scope.name) == ("registry", "catalog"):
+                wants_catalog = wants_catalog or "*" in scope.actions
+                continue
             name = parse_name(scope.name)
         except (ScopeInvalid, NameInvalid):
             continue
         if scope.type == "repository":
             scopes[name] = scopes.get(name, frozenset()) | scope.actions
-    return TokenRequest(scopes)
+    return TokenRequest(scopes, wants_catalog)

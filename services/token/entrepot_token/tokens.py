@@ -1,7 +1,9 @@
 """The token: what the registry will read.
 
-Claims: iss and aud are the service id; sub is the subject, empty for nobody; access is the list of CNCF distribution's token specification;
-`entrepot.distributions` gives the uuid of the distribution that each of its names stood for.
+Claims: iss and aud are the service id; sub is the subject, empty for nobody; access is the list of CNCF distribution's token specification.
+`entrepot.distributions` gives the uuid of what each of its names stood for: of the Distribution, or of the Repository where the name is
+`r/<namespace>/<name>`. `entrepot.catalog.namespaces`, only where the catalog was asked for, lists the namespaces whose Distributions the
+subject may see listed though they are Private, or is "*".
 """
 
 from __future__ import annotations
@@ -12,24 +14,37 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from entrepot.db.token import DistributionRow
+from entrepot.db.token import PlaceRow
 from entrepot_token.identity import Subject
+from entrepot_token.rights import Catalog
 
 __all__ = ["Granted", "make_claims", "timestamp"]
 
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """Actions granted on a distribution; at least one."""
+    """Actions granted on a place; at least one."""
 
-    distribution: DistributionRow
+    place: PlaceRow
     actions: frozenset[str]
 
 
 def make_claims(
-    subject: Subject, granted: Sequence[Granted], *, service: str, now: int, lifetime: int
+    subject: Subject,
+    granted: Sequence[Granted],
+    *,
+    catalog: Catalog | None = None,
+    service: str,
+    now: int,
+    lifetime: int,
 ) -> dict[str, Any]:
     """The claims of a token that is valid from `now` (seconds since 1970) for `lifetime` seconds."""
+    access = [{"type": "repository", "name": grant.place.name, "actions": sorted(grant.actions)} for grant in granted]
+    ours: dict[str, Any] = {"distributions": {grant.place.name: str(grant.place.uuid) for grant in granted}}
+    if catalog is not None:
+        # First: the registry reads a bounded number of entries.
+        access.insert(0, {"type": "registry", "name": "catalog", "actions": ["*"]})
+        ours["catalog"] = {"namespaces": catalog if catalog == "*" else list(catalog)}
     return {
         "iss": service,
         "aud": service,
@@ -38,13 +53,8 @@ def make_claims(
         "nbf": now,
         "exp": now + lifetime,
         "jti": secrets.token_urlsafe(16),
-        "access": [
-            {"type": "repository", "name": grant.distribution.base_path, "actions": sorted(grant.actions)}
-            for grant in granted
-        ],
-        "entrepot": {
-            "distributions": {grant.distribution.base_path: str(grant.distribution.uuid) for grant in granted}
-        },
+        "access": access,
+        "entrepot": ours,
     }
 
 

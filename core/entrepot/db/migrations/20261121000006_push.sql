@@ -35,6 +35,8 @@ create index upload_touched on upload (touched_at);
 create index upload_repository on upload (repository);
 
 comment on column object.owner is 'what began it: sync/<run id>, upload/<upload id>, registry/<process>';
+-- Owners are looked up by what they begin with.
+alter table object alter column owner type text collate "C";
 
 create index manifest_child_parent_digest on manifest_child (digest, parent);
 drop index manifest_child_digest;
@@ -68,6 +70,18 @@ begin
         raise exception 'the repository is a mirror' using errcode = 'EN006';
     end if;
 end
+$$;
+
+-- How many manifests of a repository name a blob as a foreign layer, which may be without a link: in the latest version, and in any.
+create index manifest_blob_foreign on manifest_blob (blob) where is_foreign;
+create function foreign_names(p_repository bigint, p_blob bigint, out in_latest int, out in_any int)
+language sql stable security definer set search_path = public, pg_temp as $$
+    select count(*) filter (where named.is_latest), count(*) from (
+        select bool_or(m.removed is null) as is_latest
+        from manifest_blob e join repository_manifest m on m.manifest = e.manifest
+        where e.is_foreign and e.blob = p_blob and m.repository = p_repository
+        group by e.manifest
+    ) named
 $$;
 
 -- Points a blob at bytes that were verified and links it to a repository, as a push, in one statement. The object, if there is one, must
@@ -112,10 +126,12 @@ begin
 end
 $$;
 
--- Links a blob to a repository so that it is served there from now on: as an upload in progress, whatever was before.
+-- Links a blob to a repository so that it is served there from now on: as an upload in progress, whatever was before. Manifests may name a
+-- foreign layer before it is linked: a new link counts them, so that the commit that takes them away finds them counted.
 create function link_pushed_blob(p_repository bigint, p_blob bigint, p_size bigint)
 returns void language sql security definer set search_path = public, pg_temp as $$
-    insert into repository_blob as l (repository, blob, size) values (p_repository, p_blob, p_size)
+    insert into repository_blob as l (repository, blob, size, in_latest, in_any, named)
+    select p_repository, p_blob, p_size, c.in_latest, c.in_any, c.in_latest > 0 from foreign_names(p_repository, p_blob) c
     on conflict (repository, blob) do update set
         hidden = false, named = l.in_latest > 0, left_at = null, touched_at = now()
 $$;
@@ -140,8 +156,8 @@ begin
 end
 $$;
 
--- The one commit, as before but for two things: an explicit delete may take a manifest out of an index, and a version made by a push is a step
--- once another push follows within ten minutes.
+-- The one commit, as before but for three things: an explicit delete may take a manifest out of an index, the signatures of a manifest go with
+-- it, and a version made by a push is a step once another push follows within ten minutes.
 create or replace function commit_content(
     p_repository bigint,
     p_cause_kind text,
@@ -242,10 +258,13 @@ begin
         )
         order by id
     );
+    -- A signature goes with the manifest that it signs.
     signatures_out := array(
         select s.signature from repository_signature s
-        where s.repository = p_repository and s.removed is null
-            and s.signature = any (p_signatures_remove) and s.signature <> all (p_signatures_add)
+        where s.repository = p_repository and s.removed is null and s.signature <> all (p_signatures_add)
+            and s.signature = any (p_signatures_remove || array(
+                select g.id from signature g join manifest m on m.digest = g.manifest where m.id = any (manifests_out)
+            ))
         order by s.signature
     );
 
@@ -365,15 +384,172 @@ begin
 end
 $$;
 
+-- The same bytes may be said to sign several manifests, and by several names: what one client says of them is not what another finds.
+alter table signature drop constraint signature_digest_key;
+alter table signature add constraint signature_unique unique (manifest, digest, name);
+drop index signature_manifest;
+
+-- Stores manifests with their edges, set-wise, and gives the ids of all of them. A digest that is known keeps its first media type. The blobs
+-- that are named get rows, not bytes. Rows are always inserted in the order of digests: writers of the same ones wait for each other, and
+-- never in a circle.
+create function store_manifests(p_manifests jsonb, p_bodies bytea[], p_blobs jsonb, p_children jsonb)
+returns table (digest text, id bigint) language plpgsql security definer set search_path = public, pg_temp as $$
+begin
+    insert into blob (digest)
+        select distinct e.digest collate "C" from jsonb_to_recordset(p_blobs) as e (digest text)
+        where not exists (select from blob b where b.digest = e.digest)
+        order by 1
+    on conflict do nothing;
+    with inserted as (
+        insert into manifest as n (digest, media_type, kind, artifact_type, subject, os, architecture, variant, annotations, labels, size, body)
+        select m.digest, m.media_type, m.kind, m.artifact_type, m.subject, m.os, m.architecture, m.variant, m.annotations, m.labels,
+            octet_length(m.body), m.body
+        from rows from (
+            jsonb_to_recordset(p_manifests) as (
+                digest text, media_type text, kind text, artifact_type text, subject text, os text, architecture text, variant text,
+                annotations jsonb, labels jsonb
+            ),
+            unnest(p_bodies)
+        ) as m (digest, media_type, kind, artifact_type, subject, os, architecture, variant, annotations, labels, body)
+        where not exists (select from manifest k where k.digest = m.digest)
+        order by m.digest collate "C"
+        on conflict do nothing
+        returning n.id, n.digest
+    ), named as (
+        -- A blob without a row is an error (blob is not null), not an edge less.
+        insert into manifest_blob (manifest, position, blob, role, media_type, size, is_foreign)
+        select i.id, e.position, b.id, e.role, e.media_type, e.size, e.is_foreign
+        from inserted i
+        join jsonb_to_recordset(p_blobs) as e (
+            manifest text, position int, digest text, role text, media_type text, size bigint, is_foreign boolean
+        ) on e.manifest = i.digest
+        left join blob b on b.digest = e.digest
+        order by b.id, i.id, e.position
+    )
+    insert into manifest_child (parent, position, digest, os, architecture, variant)
+    select i.id, c.position, c.digest, c.os, c.architecture, c.variant
+    from inserted i
+    join jsonb_to_recordset(p_children) as c (manifest text, position int, digest text, os text, architecture text, variant text)
+        on c.manifest = i.digest;
+    return query select k.digest, k.id from manifest k
+        where k.digest = any (array(select m.digest from jsonb_to_recordset(p_manifests) as m (digest text)));
+end
+$$;
+
+-- A push of one manifest in one statement: what it needs, the manifest, the version. Either `missing` names what has to be here before it, and
+-- nothing was written; or `number` is the latest version, made now, or made earlier by the same push.
+create function push_manifest(
+    p_repository bigint, p_cause text, p_tags text[], p_blobs_needed text[], p_manifests_needed text[],
+    p_manifest jsonb, p_body bytea, p_blobs jsonb, p_children jsonb,
+    out missing text[], out number bigint
+) language plpgsql security definer set search_path = public, pg_temp as $$
+declare
+    stored bigint;
+begin
+    perform writable_repository(p_repository);
+    missing := array(
+        select n.digest from unnest(p_blobs_needed) with ordinality as n (digest, position)
+        where not exists (
+            select from blob b join repository_blob l on l.blob = b.id
+            where b.digest = n.digest and l.repository = p_repository
+                and not l.hidden and b.stored_at is not null and b.quarantined_at is null
+        )
+        order by n.position
+    ) || array(
+        select n.digest from unnest(p_manifests_needed) with ordinality as n (digest, position)
+        where not exists (
+            select from manifest m join repository_manifest r on r.manifest = m.id
+            where m.digest = n.digest and r.repository = p_repository and r.removed is null
+        )
+        order by n.position
+    );
+    if cardinality(missing) > 0 then
+        return;
+    end if;
+    select s.id into stored from store_manifests(jsonb_build_array(p_manifest), array[p_body], p_blobs, p_children) s;
+    perform commit_content(
+        p_repository, 'Push', p_cause, p_tags, array_fill(stored, array[cardinality(p_tags)]), '{}', array[stored], '{}', '{}', '{}',
+        null, null, null, null, false, false
+    );
+    select r.latest into number from repository r where r.id = p_repository;
+end
+$$;
+
+-- Deletes a tag, or a manifest with its tags and signatures, in one version. Null: there is none in the latest.
+create function delete_manifest(p_repository bigint, p_tag text, p_digest text)
+returns bigint language plpgsql security definer set search_path = public, pg_temp as $$
+declare
+    manifests bigint[];
+    tags text[];
+begin
+    perform writable_repository(p_repository);
+    manifests := array(
+        select m.id from manifest m join repository_manifest r on r.manifest = m.id
+        where m.digest = p_digest and r.repository = p_repository and r.removed is null
+    );
+    tags := array(
+        select t.name from tag t
+        where t.repository = p_repository and t.removed is null and (t.name = p_tag or t.manifest = any (manifests))
+    );
+    if cardinality(tags) + cardinality(manifests) = 0 then
+        return null;
+    end if;
+    return (
+        select c.number from commit_content(
+            p_repository, 'Delete', coalesce(p_tag, p_digest), '{}', '{}', tags, '{}', manifests, '{}', '{}', null, null, null, null, false, true
+        ) c
+    );
+end
+$$;
+
+-- Adds a signature to a manifest of the latest version. Outcome: Unknown, there is no such manifest; TooMany, it has as many as it may have;
+-- otherwise Signed, and number is the latest version: the same signature again, by whatever name, makes none.
+create function sign_manifest(
+    p_repository bigint, p_manifest text, p_name text, p_digest text, p_content bytea, p_limit int, out outcome text, out number bigint
+) language plpgsql security definer set search_path = public, pg_temp as $$
+declare
+    signed text[];
+    made bigint;
+begin
+    perform writable_repository(p_repository);
+    if not exists (
+        select from manifest m join repository_manifest r on r.manifest = m.id
+        where m.digest = p_manifest and r.repository = p_repository and r.removed is null
+    ) then
+        outcome := 'Unknown';
+        return;
+    end if;
+    signed := array(
+        select g.digest from signature g join repository_signature s on s.signature = g.id
+        where g.manifest = p_manifest and s.repository = p_repository and s.removed is null
+    );
+    if p_digest <> all (signed) then
+        if cardinality(signed) >= p_limit then
+            outcome := 'TooMany';
+            return;
+        end if;
+        insert into signature (digest, manifest, name, content) values (p_digest, p_manifest, p_name, p_content) on conflict do nothing;
+        select g.id into made from signature g where g.manifest = p_manifest and g.digest = p_digest and g.name = p_name;
+        perform commit_content(
+            p_repository, 'Push', p_manifest, '{}', '{}', '{}', '{}', '{}', array[made], '{}', null, null, null, null, false, false
+        );
+    end if;
+    outcome := 'Signed';
+    select r.latest into number from repository r where r.id = p_repository;
+end
+$$;
+
+revoke all on function foreign_names, store_manifests, push_manifest, delete_manifest, sign_manifest from public;
+grant execute on function push_manifest, delete_manifest, sign_manifest to entrepot_registry;
+grant execute on function foreign_names, store_manifests to entrepot_syncer;
+
 revoke all on function writable_repository, store_pushed_blob, link_pushed_blob, hide_blob from public;
-grant execute on function writable_repository, store_pushed_blob, link_pushed_blob, hide_blob, commit_content to entrepot_registry;
+grant execute on function writable_repository, store_pushed_blob, link_pushed_blob, hide_blob to entrepot_registry;
 
 grant select on place to entrepot_registry, entrepot_token;
 grant select, insert, update, delete on upload to entrepot_registry;
 grant select, insert on object to entrepot_registry;
 grant update (owner, upload_id, delete_after) on object to entrepot_registry;
-grant insert on manifest, manifest_child, manifest_blob, signature to entrepot_registry;
-grant insert (digest) on blob to entrepot_registry;
 grant update (touched_at) on manifest, repository_blob to entrepot_registry;
 grant select on ledger to entrepot_registry;
 grant select (
@@ -382,22 +558,29 @@ grant select (
 ) on sync_run to entrepot_registry;
 grant update (is_mirror) on repository to entrepot_operator;
 
-grant select, delete on upload, object to entrepot_keeper;
+grant select (id, object_key, multipart, tail_key, "offset", touched_at, writer_until) on upload to entrepot_keeper;
+grant delete on upload to entrepot_keeper;
+grant select, delete on object to entrepot_keeper;
 grant update (upload_id, delete_after) on object to entrepot_keeper;
-grant select on blob, sync_run, repository to entrepot_keeper;
+grant select (id, object_key) on blob to entrepot_keeper;
+grant select (id, finished_at) on sync_run to entrepot_keeper;
 
 -- migrate:down
 -- commit_content stays as it is: it does all that the older one did.
-revoke execute on function commit_content from entrepot_registry;
 drop view place;
 drop index repository_place;
-drop function hide_blob, store_pushed_blob, link_pushed_blob, writable_repository;
+drop function sign_manifest, delete_manifest, push_manifest, store_manifests;
+drop function hide_blob, store_pushed_blob, link_pushed_blob, writable_repository, foreign_names;
+drop index manifest_blob_foreign;
+alter table signature drop constraint signature_unique;
+alter table signature add constraint signature_digest_key unique (digest);
+create index signature_manifest on signature (manifest);
 drop index distribution_public;
 create index manifest_child_digest on manifest_child (digest);
 drop index manifest_child_parent_digest;
-revoke insert on manifest, manifest_child, manifest_blob, signature, object from entrepot_registry;
-revoke insert (digest) on blob from entrepot_registry;
-revoke select, delete on object from entrepot_keeper;
+revoke insert on object from entrepot_registry;
+revoke all on object, blob, sync_run from entrepot_keeper;
+alter table object alter column owner type text collate "default";
 revoke all on ledger, sync_run from entrepot_registry;
 drop table upload;
 alter table repository drop column is_mirror;

@@ -5,40 +5,23 @@ select outcome, number, added_tags, removed_tags from commit_content(
     :signatures_remove, :ledger_kind, :ledger_name, :ledger_hash, :base, :is_step, :withdrawn
 );
 
--- name: insert_blobs!
--- Rows for digests that are named for the first time; known ones stay as they are.
-insert into blob (digest) select digest from unnest(:digests::text[]) as digest order by digest collate "C" on conflict (digest) do nothing;
+-- name: store_manifests
+-- Manifests as received, with their edges, and the ids of all of them; see migrations, store_manifests.
+select digest, id from store_manifests(:manifests, :bodies, :blobs, :children);
 
--- name: insert_manifests
--- Manifests as received; a digest that is known keeps its first media type.
-insert into manifest (digest, media_type, kind, artifact_type, subject, os, architecture, variant, annotations, labels, size, body)
-select * from unnest(
-    :digests::text[], :media_types::text[], :kinds::text[], :artifact_types::text[], :subjects::text[], :systems::text[],
-    :architectures::text[], :variants::text[], :annotations::jsonb[], :labels::jsonb[], :sizes::bigint[], :bodies::bytea[]
-)
-on conflict (digest) do nothing
-returning id, digest;
-
--- name: insert_manifest_blobs!
--- Edges of manifests that were inserted just now. A blob without a row is an error (blob is not null), not an edge less.
-insert into manifest_blob (manifest, position, blob, role, media_type, size, is_foreign)
-select e.manifest, e.position, b.id, e.role, e.media_type, e.size, e.is_foreign
-from unnest(
-    :manifests::bigint[], :positions::int[], :digests::text[], :roles::text[], :media_types::text[], :sizes::bigint[], :foreigns::boolean[]
-) as e (manifest, position, digest, role, media_type, size, is_foreign)
-left join blob b on b.digest = e.digest
-order by b.id, e.manifest, e.position;
-
--- name: insert_manifest_children!
--- Edges of indexes that were inserted just now.
-insert into manifest_child (parent, position, digest, os, architecture, variant)
-select * from unnest(
-    :parents::bigint[], :positions::int[], :digests::text[], :systems::text[], :architectures::text[], :variants::text[]
+-- name: push_manifest^
+-- A push of one manifest; see migrations, push_manifest.
+select missing, number from push_manifest(
+    :repository, :cause, :tags, :blobs_needed, :manifests_needed, :manifest, :body, :blobs, :children
 );
 
--- name: manifest_ids
--- The ids of manifests by digest.
-select digest, id from manifest where digest = any (:digests::text[]);
+-- name: delete_manifest$
+-- The version made by the deletion of a tag or a manifest; see migrations, delete_manifest.
+select delete_manifest(:repository, :tag, :digest);
+
+-- name: sign_manifest^
+-- A signature for a manifest; see migrations, sign_manifest.
+select outcome, number from sign_manifest(:repository, :manifest, :name, :digest, :content, :limit);
 
 -- name: latest_manifests
 -- Which of these digests are manifests of the repository's latest version.
@@ -65,10 +48,11 @@ where b.digest = any (:digests::text[])
 
 -- name: link_blobs!
 -- Links blobs to a repository; a link that is there is touched. A blob without a row is an error.
-insert into repository_blob (repository, blob, size)
-select :repository, b.id, e.size
+insert into repository_blob (repository, blob, size, in_latest, in_any, named)
+select :repository, b.id, e.size, c.in_latest, c.in_any, c.in_latest > 0
 from unnest(:digests::text[], :sizes::bigint[]) as e (digest, size)
 left join blob b on b.digest = e.digest
+cross join lateral foreign_names(:repository, b.id) c
 order by b.id
 on conflict (repository, blob) do update set touched_at = now();
 

@@ -1,0 +1,3 @@
+module entrepot.dev/loadgen
+
+go 1.26

@@ -1,0 +1,112 @@
+-- What a push asks and writes. An upload is known only under its own repository and to its own subject: whoever comes to it otherwise finds nothing.
+
+-- name: find_targets
+-- What names stand for, and whether they take a write.
+select q.position, d.uuid, d.access, d.repository, d.namespace, d.pinned, d.is_mirror
+from unnest(:names::text[]) with ordinality as q (name, position)
+join place d on d.name = q.name;
+
+-- name: find_uploads
+-- Uploads with the targets of their names, so that one statement tells both.
+select q.position, d.uuid, d.access, d.repository, d.namespace, d.pinned, d.is_mirror,
+    u.id, u."offset", u.sha256, u.object_key, u.multipart, u.part_etags, u.part_bytes, u.tail, u.tail_key, u.writer_until > now() as is_busy
+from unnest(:names::text[], :ids::text[], :subjects::text[]) with ordinality as q (name, id, subject, position)
+join place d on d.name = q.name
+left join upload u on u.id = q.id and u.repository = d.repository and u.subject = q.subject;
+
+-- name: claim_upload^
+-- Takes the lease of an upload that nobody writes to, and gives the upload as it is then. No row: another was quicker, or it has ended.
+update upload u set writer = :writer, writer_until = now() + :lease::interval, touched_at = now()
+where u.id = :id and u.repository = :repository and u.subject = :subject and (u.writer is null or u.writer_until < now())
+returning u.id, u."offset", u.sha256, u.object_key, u.multipart, u.part_etags, u.part_bytes, u.tail, u.tail_key, false as is_busy;
+
+-- name: renew_upload$
+-- Goes on holding the lease. No row: the upload has ended, or the lease is another's.
+update upload set writer_until = now() + :lease::interval, touched_at = now() where id = :id and writer = :writer returning true;
+
+-- name: release_upload!
+-- Ends a lease without a result: the upload is as it was before.
+update upload set writer = null, writer_until = null where id = :id and writer = :writer;
+
+-- name: begin_upload!
+-- A new upload. A crash of the server may lose it, not what depends on it: nothing was received yet, so the disk is not waited for.
+with hasty as (select set_config('synchronous_commit', 'off', true))
+insert into upload (id, repository, subject) select :id, :repository, :subject from hasty;
+
+-- name: save_upload$
+-- What an upload has now, durable, and the end of the lease, if it still is this writer's. The object that held the remainder before has served.
+with saved as (
+    update upload u set
+        "offset" = :offset, sha256 = :sha256, object_key = :object_key, multipart = :multipart, part_etags = :part_etags::text[],
+        part_bytes = :part_bytes, tail = :tail, tail_key = :tail_key, writer = null, writer_until = null, touched_at = now()
+    where u.id = :id and u.writer = :writer
+    returning u.id
+), owned as (
+    update object o set owner = 'upload/' || saved.id from saved where o.key = :tail_key
+), superseded as (
+    update object o set delete_after = now() from saved where o.key = :old_tail_key and o.key is distinct from :tail_key
+)
+select true from saved;
+
+-- name: cancel_upload$
+-- Ends an upload; what it has at S3 is the keeper's.
+with ended as (
+    delete from upload u where u.id = :id and u.repository = :repository and u.subject = :subject returning u.id
+), leftover as (
+    update object o set delete_after = now() from ended where o.owner = 'upload/' || ended.id
+)
+select true from ended;
+
+-- name: reserve_keys!
+-- Object keys for later, written before the first byte of any of them.
+insert into object (key, owner) select key, :owner from unnest(:keys::text[]) as key;
+
+-- name: open_part_upload$
+-- Remembers what writes to a key, so that it can be ended by whoever cleans up. No row: the key was given up, being too old.
+update object set owner = :owner, upload_id = :multipart where key = :key and delete_after is null returning true;
+
+-- name: give_up_object!
+-- An object that nothing will point at.
+update object set delete_after = now() where key = :key;
+
+-- name: store_pushed_blob!
+-- Verified bytes become a blob of the repository, and the upload they came by ends.
+select store_pushed_blob(:repository, :digest, :size, :key, :inline, :upload);
+
+-- name: mount_blob^
+-- Links a blob that is served, at this moment and to this token, by another name: by the source, or without one by any name that the token
+-- may pull from and by any public distribution. What is served where is decided as in find_blobs. No row: nothing was found, or nothing that
+-- the token may see.
+with found as (
+    select b.id, b.size
+    from blob b
+    join repository_blob l on l.blob = b.id
+    join place d on d.repository = l.repository
+    where b.digest = :digest
+        and b.stored_at is not null
+        and b.quarantined_at is null
+        and (:source::text is null or d.name = :source)
+        and (
+            d.access = 'Public'
+            or exists (select from unnest(:names::text[], :uuids::uuid[]) as g (name, uuid) where g.name = d.name and g.uuid = d.uuid)
+        )
+        and case
+            when d.pinned is null
+                then not l.hidden and (l.in_latest > 0 or not l.named or l.left_at > now() - :grace::interval)
+            else exists (
+                select from manifest_blob e
+                join repository_manifest x on x.manifest = e.manifest and x.repository = d.repository
+                where e.blob = b.id and x.added <= d.pinned and (x.removed is null or x.removed > d.pinned)
+            )
+        end
+    limit 1
+)
+select f.size, link_pushed_blob(:repository, f.id, f.size) from found f;
+
+-- name: hide_blob$
+-- Hides a blob of the latest version's followers.
+select hide_blob(:repository, :digest);
+
+-- name: touch_blob$
+-- A client was told that the blob is here: it is not to be collected soon. No row: it was, meanwhile.
+update repository_blob set touched_at = now() where repository = :repository and blob = :blob returning true;

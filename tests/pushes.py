@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import AsyncIterable, Iterable, Mapping
 from dataclasses import dataclass
@@ -46,7 +47,9 @@ class Pusher:
         """Any request, exactly as written."""
         url = URL(urljoin(f"{self.url}/v2/{self.name}/", path), encoded=True)
         sent = {**self.headers, **(headers or {})}
-        async with self.http.request(method, url, headers=sent, data=data, allow_redirects=False) as answer:
+        # aiohttp sends a file piece by piece.
+        content = io.BytesIO(data) if isinstance(data, bytes) and data else data
+        async with self.http.request(method, url, headers=sent, data=content, allow_redirects=False) as answer:
             return Answer(answer.status, answer.headers, await answer.read())
 
     async def status(self, method: str, path: str) -> int:

@@ -7,7 +7,7 @@ import dataclasses
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -73,6 +73,22 @@ class Answer:
         return str(error["code"])
 
 
+async def signed(
+    owner: Connection, keys: Path, wanted: Mapping[str, tuple[str, ...]], *, subject: str = "tester"
+) -> dict[str, str]:
+    """A token for actions by name, as a header, signed with the token service's own key."""
+    rows = await owner.fetch("select name, uuid from place where name = any ($1::text[])", list(wanted))
+    key = load_pem_private_key((keys / "key-1.pem").read_bytes(), password=None)
+    now = int(time.time())
+    claims = {
+        "iss": SERVICE, "aud": SERVICE, "sub": subject, "iat": now, "nbf": now, "exp": now + 300, "jti": secrets.token_hex(8),
+        "access": [{"type": "repository", "name": n, "actions": list(a)} for n, a in wanted.items()],
+        "entrepot": {"distributions": {row["name"]: str(row["uuid"]) for row in rows}},
+    }  # fmt: skip
+    token = jwt.encode(claims, key, algorithm="ES256", headers={"kid": "key-1"})  # type: ignore[arg-type]
+    return {"Authorization": f"Bearer {token}"}
+
+
 @dataclass
 class Running:
     """Both services and a client."""
@@ -112,21 +128,15 @@ class Running:
         return {"Authorization": f"Bearer {self.tokens[scope,]}"}
 
     async def granted(
-        self, *actions: str, name: str = "demo/app", subject: str = "tester", more: dict[str, tuple[str, ...]] | None = None
+        self,
+        *actions: str,
+        name: str = "demo/app",
+        subject: str = "tester",
+        more: dict[str, tuple[str, ...]] | None = None,
     ) -> dict[str, str]:
         """A token signed with the token service's own key, as a header: these actions on `name`, and on further names."""
         wanted = {name: actions or ("pull", "push", "delete"), **(more or {})}
-        rows = await self.owner.fetch("select name, uuid from place where name = any ($1::text[])", list(wanted))
-        uuids = {row["name"]: row["uuid"] for row in rows}
-        key = load_pem_private_key((self.keys / "key-1.pem").read_bytes(), password=None)
-        now = int(time.time())
-        claims = {
-            "iss": SERVICE, "aud": SERVICE, "sub": subject, "iat": now, "nbf": now, "exp": now + 300, "jti": secrets.token_hex(8),
-            "access": [{"type": "repository", "name": n, "actions": list(a)} for n, a in wanted.items()],
-            "entrepot": {"distributions": {n: str(u) for n, u in uuids.items()}},
-        }  # fmt: skip
-        token = jwt.encode(claims, key, algorithm="ES256", headers={"kid": "key-1"})  # type: ignore[arg-type]
-        return {"Authorization": f"Bearer {token}"}
+        return await signed(self.owner, self.keys, wanted, subject=subject)
 
     async def get(
         self, path: str, *, method: str = "GET", name: str = "demo/app", headers: dict[str, str] | None = None

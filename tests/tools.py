@@ -82,7 +82,9 @@ class Tools:
             (context / f"file-{number}").write_bytes(data)
             lines.append(f"COPY file-{number} /")
         (context / "Containerfile").write_text("\n".join(lines) + "\n")
-        await self.buildah("build", "--layers", "--isolation", "chroot", "--platform", f"linux/{arch}", "-t", tag, str(context))
+        await self.buildah(
+            "build", "--layers", "--isolation", "chroot", "--platform", f"linux/{arch}", "-t", tag, str(context)
+        )
 
     async def make_key(self) -> Path:
         """A key to sign with, without a passphrase; gives the file with its public half."""
@@ -106,11 +108,14 @@ def made_tools(port: int) -> Iterator[Tools]:
     """Clients of the registry on a port of loopback. Short paths: a key agent's socket must fit into 108 bytes."""
     directory = Path(tempfile.mkdtemp(prefix="entrepot-cl-"))
     (directory / "gpg").mkdir(mode=0o700)
+    (directory / "auth.json").write_text("{}")
     tools = Tools(directory, f"localhost:{port}")
     try:
         yield tools
     finally:
         # The agent that gpg starts ends by itself once its directory is gone, but later.
         with contextlib.suppress(subprocess.SubprocessError, OSError):
-            subprocess.run(["gpgconf", "--kill", "all"], env=tools.environment, check=False, timeout=20, capture_output=True)
+            subprocess.run(
+                ["gpgconf", "--kill", "all"], env=tools.environment, check=False, timeout=20, capture_output=True
+            )
         shutil.rmtree(directory, ignore_errors=True)

@@ -64,6 +64,9 @@ class S3Settings(Settings):
     endpoint: str
     """`http://host:port` or `https://host[:port]`."""
 
+    public_endpoint: str = ""
+    """`http(s)://host[:port]` of the same bucket as clients reach it, for redirects; empty: the endpoint."""
+
     bucket: str = "entrepot"
     """The bucket; it must exist or be allowed to be made."""
 

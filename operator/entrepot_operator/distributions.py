@@ -1,15 +1,16 @@
 """Distributions: a path of the registry, held by one of them at a time, and what is served there.
 
-What is served is a row in PostgreSQL. The row goes when the Distribution no longer says that (its Repository is missing, its access is another),
-and stays while it asks for a path that it cannot get: then the path it had is served on.
+What is served is a row in PostgreSQL. The row goes when there is nothing to serve any more (its Repository is missing or another), and stays
+while it asks for a path or a version that it cannot get: then what it served is served on, to those whom it names now.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
-from entrepot.db.operator import PathHolder, ServedDistribution
+from entrepot.db.operator import PathHolder, RepositoryRow, ServedDistribution
 from entrepot.errors import Stalled, Waiting
 from entrepot_operator.conditions import Result, rfc3339
 from entrepot_operator.context import Context, add_finalizer, is_deleted, remove_finalizer
@@ -25,9 +26,11 @@ from entrepot_operator.kinds import (
     uid_of,
 )
 from entrepot_operator.paths import check_path, default_path
-from entrepot_operator.supported import check_supported
 
 __all__ = ["Distributions"]
+
+_NAMED_VERSIONS: Final = 5
+"""How many of the versions that there are a message names."""
 
 
 class Distributions:
@@ -45,17 +48,16 @@ class Distributions:
         spec = body["spec"]
         repository = spec["repositoryRef"]["name"]
         served = await context.db.served_distribution(uid_of(body))
-        try:
-            check_supported(DISTRIBUTION, spec)
-        except Stalled:
-            await _withdraw(context, body, served, status)
-            raise
         path = spec.get("basePath") or default_path(body["metadata"]["namespace"], repository)
         try:
             await _claim(context, body, path)
         except Stalled:
             if served is None or served.base_path == path or served.repository_name != repository:
                 await _withdraw(context, body, served, status)
+            else:
+                await _put(
+                    context, body, served, path=served.base_path, repository=served.repository, pinned=served.pinned
+                )
             raise
         status["basePath"] = path
         return await _serve(context, body, served, path=path, repository=repository, status=status)
@@ -68,20 +70,27 @@ class Distributions:
 async def _delete(context: Context, body: Object) -> None:
     if FINALIZER not in (body["metadata"].get("finalizers") or ()):
         return
-    await _withdraw(context, body, await context.db.served_distribution(uid_of(body)), {})
-    await context.db.release_paths(uid_of(body))
-    context.path_released()
+    await _withdraw(context, body, await context.db.served_distribution(uid_of(body)), {}, keep="")
     await remove_finalizer(context, DISTRIBUTION, body)
 
 
-async def _withdraw(context: Context, body: Object, served: ServedDistribution | None, status: dict[str, Any]) -> None:
-    """Serve it no longer; its path stays its own."""
+async def _withdraw(
+    context: Context,
+    body: Object,
+    served: ServedDistribution | None,
+    status: dict[str, Any],
+    *,
+    keep: str | None = None,
+) -> None:
+    """Serve it no longer. Of its paths `keep` stays its own, all of them if that is None."""
     status.pop("registryPath", None)
     status.pop("servedVersion", None)
     metadata = body["metadata"]
     gone = await context.db.withdraw_distribution(uid_of(body), namespace=metadata["namespace"], name=metadata["name"])
     if gone and served is not None:
         context.views_changed(Key(REPOSITORY.name, metadata["namespace"], served.repository_name))
+    if keep is not None and await context.db.release_paths(uid_of(body), keep=keep):
+        context.path_released()
 
 
 async def _claim(context: Context, body: Object, path: str) -> None:
@@ -139,13 +148,10 @@ async def _serve(
     repository: str,
     status: dict[str, Any],
 ) -> Result:
-    metadata = body["metadata"]
-    namespace, uid = metadata["namespace"], uid_of(body)
+    namespace = body["metadata"]["namespace"]
     row = await context.db.live_repository(namespace, repository)
     if row is None:
-        await _withdraw(context, body, served, status)
-        if await context.db.release_paths(uid, keep=path):
-            context.path_released()
+        await _withdraw(context, body, served, status, keep=path)
         if await context.api.get(REPOSITORY, namespace, repository) is not None:
             raise Waiting(
                 f"the Repository {repository!r} is being set up", reason="RepositoryPending", after=timedelta(seconds=2)
@@ -154,22 +160,73 @@ async def _serve(
             f"there is no Repository {repository!r} in the namespace {namespace}; make it or correct repositoryRef",
             reason="RepositoryNotFound",
         )
+    pinned = body["spec"].get("version")
+    if pinned is not None:
+        found, newest = await context.db.find_version(row.id, pinned, maximum=_NAMED_VERSIONS)
+        if not found:
+            await _stay(context, body, served, path=path, row=row, status=status)
+            raise Stalled(_no_version(repository, pinned, newest, status), reason="VersionNotFound")
+    await _put(context, body, served, path=path, repository=row.id, pinned=pinned)
+    _show(context, status, path=path, version=row.latest if pinned is None else pinned)
+    if pinned is not None:
+        return Result(reason="Serving", message=f"version {pinned} of {repository} is served, pinned by spec.version")
+    if row.latest == 0:
+        return Result(reason="Serving", message="served with no tags: the Repository is empty")
+    return Result(reason="Serving", message=f"version {row.latest} of {repository} is served")
+
+
+async def _stay(
+    context: Context,
+    body: Object,
+    served: ServedDistribution | None,
+    *,
+    path: str,
+    row: RepositoryRow,
+    status: dict[str, Any],
+) -> None:
+    """Serve the version that was served, whatever the spec asks for, if it is of the same content."""
+    if served is None or served.repository != row.id:
+        await _withdraw(context, body, served, status, keep=path)
+        return
+    await _put(context, body, served, path=path, repository=row.id, pinned=served.pinned)
+    _show(context, status, path=path, version=row.latest if served.pinned is None else served.pinned)
+
+
+async def _put(
+    context: Context, body: Object, served: ServedDistribution | None, *, path: str, repository: int, pinned: int | None
+) -> None:
+    """Write the row, and have those looked at whom it concerns if it is another than before."""
+    metadata, spec = body["metadata"], body["spec"]
     changed = await context.db.put_distribution(
-        uid,
-        namespace=namespace,
+        uid_of(body),
+        namespace=metadata["namespace"],
         name=metadata["name"],
         base_path=path,
-        repository=row.id,
-        access=body["spec"]["access"],
+        repository=repository,
+        access=spec["access"],
+        pinned=pinned,
+        redirect=spec.get("redirect"),
     )
     if changed:
         context.path_released()
-        context.views_changed(Key(REPOSITORY.name, namespace, repository))
-        if served is not None and served.repository_name != repository:
-            context.views_changed(Key(REPOSITORY.name, namespace, served.repository_name))
+        names = {spec["repositoryRef"]["name"], served.repository_name if served is not None else None}
+        for name in filter(None, names):
+            context.views_changed(Key(REPOSITORY.name, metadata["namespace"], name))
+
+
+def _show(context: Context, status: dict[str, Any], *, path: str, version: int) -> None:
     status["registryPath"] = f"{context.settings.registry_host}/{path}"
-    if row.latest == 0:
+    if version == 0:
         status.pop("servedVersion", None)
-        return Result(reason="Serving", message="served with no tags: the Repository is empty")
-    status["servedVersion"] = row.latest
-    return Result(reason="Serving", message=f"version {row.latest} of {repository} is served")
+    else:
+        status["servedVersion"] = version
+
+
+def _no_version(repository: str, wanted: int, newest: Sequence[int], status: dict[str, Any]) -> str:
+    """What there is instead, and what is served meanwhile."""
+    there = (
+        f"its newest are {', '.join(map(str, newest))}; name one that exists" if newest else "it is empty; push to it"
+    )
+    served = status.get("servedVersion")
+    meanwhile = f"; version {served} is served meanwhile" if served else ""
+    return f"the Repository {repository!r} has no version {wanted}, {there} or remove spec.version{meanwhile}"

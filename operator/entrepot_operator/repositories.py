@@ -53,6 +53,8 @@ class Repositories:
         status["uuid"] = str(row.uuid)
         if (shown := shown_number(status)) > row.last_number:
             await context.db.raise_number(row.id, floor=shown)
+        mirror = body["spec"].get("mirror")
+        await _admit_writes(context, body, row, is_mirror=mirror is not None)
         runs = await follow(context, body, row)
         # Read again: the run may have committed since.
         row = await context.db.live_repository(row.namespace, row.name) or row
@@ -60,7 +62,6 @@ class Repositories:
         run_status(context, body, runs, status)
         status.pop("nextSyncTime", None)
         check_supported(REPOSITORY, body["spec"])
-        mirror = body["spec"].get("mirror")
         if mirror is None:
             return Result(reason="Available", message=_content(status) or "an ordinary Repository, empty so far")
         return await _mirror(context, body, row, runs=runs, mirror=mirror, status=status)
@@ -79,10 +80,18 @@ async def _delete(context: Context, body: Object) -> None:
         await context.db.delete_repository(row.id, grace=context.tuning.deletion_grace)
         log.info("marked content deleted", repository=str(key_of(REPOSITORY, body)), uuid=str(row.uuid))
     if row is not None:
-        await abandon(context, body, row)
+        await abandon(context, body, row, reason="RepositoryDeleted", message="the Repository was deleted")
     await remove_finalizer(context, REPOSITORY, body)
     dependants = context.index.dependants(key_of(REPOSITORY, body))
     context.requeue(*(key for key in dependants if key.kind == DISTRIBUTION.name))
+
+
+async def _admit_writes(context: Context, body: Object, row: RepositoryRow, *, is_mirror: bool) -> None:
+    """Let clients write to an ordinary Repository, and to no mirror: never while a sync could commit as well."""
+    if not is_mirror:
+        await abandon(context, body, row, reason="MirrorRemoved", message="spec.mirror was removed")
+    if row.is_mirror != is_mirror:
+        await context.db.set_mirror(row.id, is_mirror=is_mirror)
 
 
 async def _show_versions(context: Context, body: Object, row: RepositoryRow, status: dict[str, Any]) -> None:

@@ -117,14 +117,14 @@ async def launch(context: Context, body: Object, run: UUID) -> str:
     return name
 
 
-async def abandon(context: Context, body: Object, row: RepositoryRow) -> None:
-    """End the run of a Repository that is being deleted, and its Job."""
+async def abandon(context: Context, body: Object, row: RepositoryRow, *, reason: str, message: str) -> None:
+    """End the run, with its Job, of a Repository that has no use for one any more: what it would still find is not committed."""
     run = await context.db.active_run(row.id)
     if run is not None:
         # The Job first: a run that has ended is not looked at again, and its Job would stay for good.
         name = job_name(body["metadata"]["name"], uid=uid_of(body), run=run.id)
         await context.api.delete_job(context.settings.namespace, name)
-        await context.db.fail_run(run.id, reason="RepositoryDeleted", message="the Repository was deleted")
+        await context.db.fail_run(run.id, reason=reason, message=message)
 
 
 async def follow(context: Context, body: Object, row: RepositoryRow) -> Runs:

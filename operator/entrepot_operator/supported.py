@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from entrepot.errors import Stalled
-from entrepot_operator.kinds import DISTRIBUTION, REMOTE, REPOSITORY, Kind
+from entrepot_operator.kinds import REMOTE, REPOSITORY, Kind
 
 __all__ = ["NOT_YET", "check_supported"]
 
@@ -38,11 +38,6 @@ NOT_YET: Final[Mapping[str, Mapping[str, tuple[Any, ...]]]] = {
         "retention.tags": ([],),
         "retention.untaggedAfter": (),
         "accessFrom": (),
-    },
-    DISTRIBUTION.name: {
-        "version": (),
-        "access": ("Public",),
-        "redirect": (),
     },
 }
 """By kind: field of the spec, and the values besides absence that are acted on."""

@@ -26,6 +26,8 @@ from entrepot_operator.kinds import (
 __all__ = ["highest_shown", "latest_version", "project", "size_text", "view_name"]
 
 _MAX_SERVED_BY = 100
+_MAX_CAUSE = 253
+"""Of a version that got many tags at once the schema takes the first ones."""
 
 
 def view_name(repository: str, number: int) -> str:
@@ -154,7 +156,7 @@ def _status(version: VersionRow, served_by: list[str]) -> dict[str, Any]:
     kinds = ("tags", "manifests", "blobs", "signatures")
     status: dict[str, Any] = {
         "createdAt": rfc3339(version.created_at),
-        "cause": {"kind": version.cause_kind, "name": version.cause_name},
+        "cause": {"kind": version.cause_kind, "name": version.cause_name[:_MAX_CAUSE]},
         "contentSummary": {
             "added": {kind: getattr(version, f"added_{kind}") for kind in kinds},
             "removed": {kind: getattr(version, f"removed_{kind}") for kind in kinds},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from datetime import timedelta
 
 import asyncpg
@@ -32,6 +32,22 @@ async def make(db: OperatorDatabase, name: str = "app", *, namespace: str = "dem
     row = await db.insert_repository(namespace, name, resource_uid=uuid.uuid4(), last_number=0)
     assert row is not None
     return row
+
+
+async def versions(database: Database, row: RepositoryRow, count: int, *, steps: Collection[int] = ()) -> None:
+    """The first versions of a repository, without content."""
+    owner = await asyncpg.connect(database.dsn("owner"))
+    try:
+        await owner.execute(
+            "insert into version select $1, n, n - 1, now(), 'Push', 'x', n = any ($3), false, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0"
+            " from generate_series(1, $2) n",
+            row.id,
+            count,
+            list(steps),
+        )
+        await owner.execute("update repository set latest = $2, last_number = $2 where id = $1", row.id, count)
+    finally:
+        await owner.close()
 
 
 async def start(db: OperatorDatabase, row: RepositoryRow, *, maximum: int = 10) -> uuid.UUID | None:
@@ -192,6 +208,92 @@ async def test_a_distribution_made_anew_under_its_name_takes_its_path_over(db: O
         new, namespace="demo", name="app", base_path="demo/app", repository=row.id, access="Public"
     )
     assert [found[0] for found in await db.distribution_names(maximum=10)] == [new]
+
+
+async def test_a_row_is_written_when_anything_of_a_distribution_changes(
+    db: OperatorDatabase, database: Database
+) -> None:
+    row, uid = await make(db), uuid.uuid4()
+    assert await db.claim_path("demo/app", namespace="demo", name="app", distribution=uid, reservation=WEEK) is None
+    await versions(database, row, 2)
+
+    async def put(*, access: str = "Public", pinned: int | None = None, redirect: bool | None = None) -> bool:
+        return await db.put_distribution(
+            uid, namespace="demo", name="app", base_path="demo/app", repository=row.id,
+            access=access, pinned=pinned, redirect=redirect,
+        )  # fmt: skip
+
+    async def written() -> tuple[object, ...]:
+        async with asyncpg.create_pool(database.dsn("owner"), min_size=1, max_size=1) as owner:
+            return tuple(await owner.fetchrow("select access, pinned, redirect from distribution where uuid = $1", uid))
+
+    assert await put()
+    for changed in (
+        {"access": "Authenticated"},
+        {"access": "Private", "pinned": 1},
+        {"access": "Private", "pinned": 2, "redirect": False},
+        {"access": "Private", "pinned": 2, "redirect": True},
+        {},
+    ):
+        assert await put(**changed)  # type: ignore[arg-type]
+        assert not await put(**changed), "the same again changes nothing"  # type: ignore[arg-type]
+        assert await written() == (changed.get("access", "Public"), changed.get("pinned"), changed.get("redirect"))
+
+
+async def test_a_pinned_version_cannot_go_and_one_that_is_not_there_cannot_be_pinned(
+    db: OperatorDatabase, database: Database
+) -> None:
+    row, uid = await make(db), uuid.uuid4()
+    assert await db.find_version(row.id, 1, maximum=3) == (False, [])
+    await versions(database, row, 5)
+    assert await db.find_version(row.id, 2, maximum=3) == (True, [5, 4, 3])
+    assert await db.find_version(row.id, 6, maximum=3) == (False, [5, 4, 3])
+    assert await db.claim_path("demo/app", namespace="demo", name="app", distribution=uid, reservation=WEEK) is None
+
+    async def pin(version: int | None) -> None:
+        await db.put_distribution(
+            uid, namespace="demo", name="app", base_path="demo/app", repository=row.id, access="Public", pinned=version
+        )
+
+    with pytest.raises(asyncpg.ForeignKeyViolationError):
+        await pin(6)
+    await pin(2)
+    owner = await asyncpg.connect(database.dsn("owner"))
+    try:
+        with pytest.raises(asyncpg.ForeignKeyViolationError):
+            await owner.execute("delete from version where repository = $1 and number = 2", row.id)
+        await owner.execute("delete from version where repository = $1 and number = 1", row.id)
+        # With the repository everything goes, whatever pins it.
+        await owner.execute("delete from repository where id = $1", row.id)
+        assert await owner.fetchval("select count(*) from distribution") == 0
+    finally:
+        await owner.close()
+
+
+async def test_steps_are_not_shown_unless_they_are_pinned(db: OperatorDatabase, database: Database) -> None:
+    row, uid = await make(db), uuid.uuid4()
+    await versions(database, row, 6, steps={2, 3, 5})
+    assert [v.number for v in await db.shown_versions(row.id, window=2)] == [4, 6]
+    assert await db.claim_path("demo/app", namespace="demo", name="app", distribution=uid, reservation=WEEK) is None
+    await db.put_distribution(
+        uid, namespace="demo", name="app", base_path="demo/app", repository=row.id, access="Public", pinned=3
+    )
+    assert [v.number for v in await db.shown_versions(row.id, window=2)] == [3, 4, 6]
+    [shown] = await db.shown_numbers(window=2, after=0, maximum=10)
+    assert list(shown.numbers) == [3, 4, 6]
+
+
+async def test_clients_may_write_to_a_repository_that_is_no_mirror(db: OperatorDatabase, database: Database) -> None:
+    row = await make(db)
+    assert not row.is_mirror
+    async with asyncpg.create_pool(database.dsn("owner"), min_size=1, max_size=1) as owner:
+        await owner.execute("select writable_repository($1)", row.id)
+        await db.set_mirror(row.id, is_mirror=True)
+        with pytest.raises(asyncpg.PostgresError) as caught:
+            await owner.execute("select writable_repository($1)", row.id)
+        assert caught.value.sqlstate == "EN006"
+        await db.set_mirror(row.id, is_mirror=False)
+        await owner.execute("select writable_repository($1)", row.id)
 
 
 async def test_numbers_only_rise(db: OperatorDatabase) -> None:

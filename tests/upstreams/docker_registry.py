@@ -68,7 +68,9 @@ def running_docker_registry(s3: S3Settings | None = None, *, is_peer: bool = Fal
     with tempfile.TemporaryDirectory(prefix="entrepot-registry-") as name:
         directory = Path(name)
         registry = DockerRegistry(directory, free_port())
-        log_settings = "{level: warn, accesslog: {disabled: true}}" if is_peer else "{level: error, accesslog: {disabled: false}}"
+        log_settings = (
+            "{level: warn, accesslog: {disabled: true}}" if is_peer else "{level: error, accesslog: {disabled: false}}"
+        )
         more = "  cache: {blobdescriptor: inmemory}\n  redirect: {disable: true}\n" if is_peer else ""
         (directory / "config.yml").write_text(
             "version: 0.1\n"

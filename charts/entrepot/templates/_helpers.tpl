@@ -68,6 +68,15 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- define "entrepot.secret.signingKeys" -}}{{ include "entrepot.fullname" . }}-signing-keys{{- end -}}
 {{- define "entrepot.secret.credentialsKey" -}}{{ include "entrepot.fullname" . }}-credentials-key{{- end -}}
 
+{{- define "entrepot.secret.users" -}}
+{{ default (printf "%s-users" (include "entrepot.fullname" .)) .Values.token.users.existingSecret }}
+{{- end -}}
+
+{{/* What tokens of the cluster must be made for. */}}
+{{- define "entrepot.audience" -}}
+{{ default (include "entrepot.serviceId" .) .Values.token.audience }}
+{{- end -}}
+
 {{/* The fixed id in tokens: names the release, never a host. */}}
 {{- define "entrepot.serviceId" -}}
 {{ .Release.Name }}.{{ .Release.Namespace }}

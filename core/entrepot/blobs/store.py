@@ -4,43 +4,36 @@ Who writes has recorded the key in PostgreSQL before (`db.content.begin_objects`
 renamed, copied or listed here. Parts are sent while the next one fills, from one budget of bytes for the whole process. A multipart upload
 becomes an object only when it is completed, which its writer does after it has verified size and digest: what was not verified is never
 an object.
-
-S3's own limits: 10,000 parts, each but the last at least 5 MiB. Part sizes double every thousand parts, which is enough for 280 GB with
-the default settings and keeps the memory of ordinary layers at a few parts.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import io
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Protocol
 
-import aiohttp
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession, get_session
-from botocore.exceptions import BotoCoreError, ClientError
 
 from entrepot.blobs.budget import ByteBudget
+from entrepot.blobs.failures import ObjectMissing, translated
+from entrepot.blobs.upload import BufferSettings, Multipart, Upload, checksum
 from entrepot.errors import StorageUnavailable
-from entrepot.settings import S3Settings, SettingInvalid, Settings
+from entrepot.settings import S3Settings
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
 
-__all__ = ["BlobStore", "BufferSettings", "ObjectMissing", "StoreObserver", "Upload", "open_store"]
+__all__ = ["BlobStore", "BufferSettings", "Multipart", "ObjectMissing", "StoreObserver", "Upload", "open_store"]
 
 _MIB = 1024 * 1024
 _READ_CHUNK = 256 * 1024
 _DELETE_BATCH = 1000
 """S3: keys a request may name."""
-_PARTS_PER_SIZE = 1000
-_MAX_PARTS = 10_000
 _MISSING = frozenset({"NoSuchKey", "NotFound", "404"})
 
 
@@ -50,38 +43,6 @@ class StoreObserver(Protocol):
     def storage(self, operation: str, seconds: float, error: str | None) -> None:
         """A call has ended, or has begun to give its body: PutObject, GetObject …; `error` is S3's code or the type of the exception."""
         ...
-
-
-class ObjectMissing(StorageUnavailable):
-    """There is no object of this key, although a row says so."""
-
-    default_reason = "ObjectMissing"
-
-
-@dataclass(frozen=True, kw_only=True)
-class BufferSettings(Settings):
-    """How much memory the bytes under way may take."""
-
-    prefix: ClassVar[str] = "ENTREPOT_BUFFER_"
-
-    budget: int = 48 * _MIB
-    """Bytes of all buffers of a process together."""
-
-    part_size: int = 8 * _MIB
-    """Bytes of the first parts of a multipart upload; at least 5 MiB, which is S3's own limit."""
-
-    parts_in_flight: int = 2
-    """Parts of one upload that are sent while the next one fills."""
-
-    def __post_init__(self) -> None:
-        if self.part_size < 5 * _MIB:
-            raise SettingInvalid(f"{self.prefix}PART_SIZE must be at least {5 * _MIB} (5 MiB), not {self.part_size}")
-        if self.budget < 2 * self.part_size:
-            raise SettingInvalid(
-                f"{self.prefix}BUDGET must be at least two parts, {2 * self.part_size}, not {self.budget}"
-            )
-        if self.parts_in_flight < 1:
-            raise SettingInvalid(f"{self.prefix}PARTS_IN_FLIGHT must be at least 1")
 
 
 @contextlib.asynccontextmanager
@@ -98,21 +59,30 @@ async def open_store(
         # Bytes are verified by their digest; botocore's own checksums would read every body once more.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-        s3={"addressing_style": settings.addressing},
+        # For the same reason bodies are not signed; and links are to have the newer form of signature, as requests have.
+        s3={"addressing_style": settings.addressing, "payload_signing_enabled": False},
+        signature_version="s3v4",
     )
-    context = session.create_client(
-        "s3",
-        endpoint_url=settings.endpoint,
-        region_name=settings.region,
-        aws_access_key_id=settings.access_key_id or None,
-        aws_secret_access_key=settings.secret_access_key or None,
-        verify=settings.ca_file or None,
-        config=config,
-    )
-    async with context as client:
+
+    def connect(endpoint: str) -> Any:
+        return session.create_client(
+            "s3",
+            endpoint_url=endpoint,
+            region_name=settings.region,
+            aws_access_key_id=settings.access_key_id or None,
+            aws_secret_access_key=settings.secret_access_key or None,
+            verify=settings.ca_file or None,
+            config=config,
+        )
+
+    async with contextlib.AsyncExitStack() as stack:
+        client = signer = await stack.enter_async_context(connect(settings.endpoint))
         if observer is not None:
             _observe(client, observer)
-        yield BlobStore(client, settings.bucket, buffers or BufferSettings())
+        if settings.public_endpoint:
+            # A signature covers the host, so links for another one need a client of their own. It never makes a request.
+            signer = await stack.enter_async_context(connect(settings.public_endpoint))
+        yield BlobStore(client, settings.bucket, buffers or BufferSettings(), signer=signer)
 
 
 def _observe(client: S3Client, observer: StoreObserver) -> None:
@@ -151,15 +121,16 @@ def _prepare_session() -> AioSession:
 class BlobStore:
     """Objects by key. Everything raises `StorageUnavailable` where S3 does not do as it is asked."""
 
-    def __init__(self, client: S3Client, bucket: str, buffers: BufferSettings) -> None:
+    def __init__(self, client: S3Client, bucket: str, buffers: BufferSettings, *, signer: S3Client) -> None:
         self._client = client
+        self._signer = signer
         self._bucket = bucket
-        self._buffers = buffers
+        self.buffers = buffers
         self.budget = ByteBudget(buffers.budget)
 
     async def check(self) -> None:
         """Raise unless the bucket is there and ours to use."""
-        with _translated("the bucket"):
+        with translated("the bucket"):
             await self._client.head_bucket(Bucket=self._bucket)
 
     async def ensure_bucket(self) -> None:
@@ -167,27 +138,45 @@ class BlobStore:
         try:
             await self.check()
         except ObjectMissing:
-            with _translated("the bucket"):
+            with translated("the bucket"):
                 await self._client.create_bucket(Bucket=self._bucket)
 
     async def put(self, key: str, data: bytes | bytearray | memoryview, *, sha256_hex: str | None = None) -> None:
         """Write an object in one request. S3 compares `sha256_hex` with what it received, where it is given and S3 knows how."""
         extra: dict[str, Any] = {}
         if sha256_hex is not None:
-            extra["ChecksumSHA256"] = _base64(sha256_hex)
-        with _translated(key):
+            extra["ChecksumSHA256"] = checksum(sha256_hex)
+        with translated(key):
             await self._client.put_object(Bucket=self._bucket, Key=key, Body=io.BytesIO(data), **extra)
 
+    async def presign(self, key: str, ttl: timedelta) -> str:
+        """A link that lets anybody GET this object for a while. Made here, without asking S3."""
+        with translated(key):
+            return await self._signer.generate_presigned_url(
+                "get_object", Params={"Bucket": self._bucket, "Key": key}, ExpiresIn=max(1, int(ttl.total_seconds()))
+            )
+
+    async def size(self, key: str) -> int | None:
+        """Bytes of an object; None if there is none."""
+        try:
+            with translated(key):
+                return (await self._client.head_object(Bucket=self._bucket, Key=key))["ContentLength"]
+        except ObjectMissing:
+            return None
+
     def multipart(
-        self, key: str, *, size: int | None = None, on_open: Callable[[str], Awaitable[None]] | None = None
-    ) -> Upload:
+        self, key: str, *, size: int | None = None, on_open: Callable[[str], Awaitable[None]] | None = None,
+        observe: Callable[[memoryview], None] | None = None, resume: Multipart | None = None,
+    ) -> Upload:  # fmt: skip
         """Write an object whose length is not known or large. `size`, if known, avoids buffers larger than that.
 
-        What fits into one part is written by one plain request. Otherwise `on_open` is told S3's upload id before the first part is sent.
+        What fits into one part is written by one plain request. Otherwise `on_open` is told S3's upload id before the first part is sent,
+        and `observe` sees every part, in order and in a thread, while it is sent. `resume` goes on with an upload that has parts already.
         """
         return Upload(
-            self._client, self._bucket, key, buffers=self._buffers, budget=self.budget, size=size, on_open=on_open
-        )
+            self._client, self._bucket, key, buffers=self.buffers, budget=self.budget, size=size, on_open=on_open, observe=observe,
+            resume=resume,
+        )  # fmt: skip
 
     @contextlib.asynccontextmanager
     async def read(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -198,7 +187,7 @@ class BlobStore:
         extra: dict[str, Any] = {}
         if start or end is not None:
             extra["Range"] = f"bytes={start}-{'' if end is None else end}"
-        with _translated(key):
+        with translated(key):
             answer = await self._client.get_object(Bucket=self._bucket, Key=key, **extra)
         body = answer["Body"]
         try:
@@ -211,7 +200,7 @@ class BlobStore:
         """Remove objects; one that is absent counts as removed."""
         for first in range(0, len(keys), _DELETE_BATCH):
             batch = keys[first : first + _DELETE_BATCH]
-            with _translated("objects"):
+            with translated("objects"):
                 answer = await self._client.delete_objects(
                     Bucket=self._bucket, Delete={"Objects": [{"Key": key} for key in batch], "Quiet": True}
                 )
@@ -223,156 +212,15 @@ class BlobStore:
 
     async def abort(self, key: str, upload_id: str) -> None:
         """Drop a multipart upload that nobody will complete; one that is gone already counts as dropped."""
-        with contextlib.suppress(ObjectMissing), _translated(key):
+        with contextlib.suppress(ObjectMissing), translated(key):
             await self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload_id)
-
-
-class Upload:
-    """An object on its way: `async with`, `write` every chunk, then `complete`. Left without `complete`, nothing remains of it.
-
-    Memory: the part that fills and `parts_in_flight` parts on the wire, all of them out of the process's budget.
-    """
-
-    def __init__(
-        self, client: S3Client, bucket: str, key: str, *, buffers: BufferSettings, budget: ByteBudget, size: int | None,
-        on_open: Callable[[str], Awaitable[None]] | None,
-    ) -> None:  # fmt: skip
-        self._client = client
-        self._target: dict[str, str] = {"Bucket": bucket, "Key": key}
-        self._key = key
-        self._buffers = buffers
-        self._budget = budget
-        self._expected = size
-        self._on_open = on_open
-        # BytesIO, because aiohttp sends a file piece by piece with flow control, and bytes in one go.
-        self._buffer: io.BytesIO | None = None
-        self._reserved = 0
-        self._written = 0
-        self._upload_id: str | None = None
-        self._parts: dict[int, str] = {}
-        self._number = 0
-        self._sending: set[asyncio.Task[None]] = set()
-        self._completed = False
-
-    @property
-    def written(self) -> int:
-        """Bytes so far."""
-        return self._written
-
-    async def __aenter__(self) -> Upload:
-        return self
-
-    async def write(self, chunk: bytes | memoryview) -> None:
-        """Take a chunk; waits while the budget is used up or too many parts are on their way."""
-        view = memoryview(chunk)
-        while view.nbytes:
-            buffer = self._buffer if self._buffer is not None else await self._new_part()
-            taken = buffer.write(view[: self._reserved - buffer.tell()])
-            self._written += taken
-            view = view[taken:]
-            if buffer.tell() == self._reserved and (view.nbytes or self._written != self._expected):
-                await self._flush(buffer)
-
-    async def complete(self) -> None:
-        """Make it an object. Raises `StorageUnavailable`, after which nothing remains of it."""
-        if self._upload_id is None:
-            await self._put_whole()
-        else:
-            if self._buffer is not None:
-                await self._flush(self._buffer)
-            while self._sending:
-                await self._wait_for_a_part()
-            parts = [{"PartNumber": number, "ETag": self._parts[number]} for number in sorted(self._parts)]
-            with _translated(self._key):
-                await self._client.complete_multipart_upload(
-                    **self._target,  # type: ignore[arg-type]
-                    UploadId=self._upload_id,
-                    MultipartUpload={"Parts": parts},  # type: ignore[typeddict-item]
-                )
-        self._completed = True
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        for task in self._sending:
-            task.cancel()
-        await asyncio.gather(*self._sending, return_exceptions=True)
-        self._drop_buffer()
-        if self._upload_id is not None and not self._completed:
-            # Where S3 is away the keeper does this later: the row with the upload id is still there.
-            with contextlib.suppress(StorageUnavailable), _translated(self._key):
-                await self._client.abort_multipart_upload(**self._target, UploadId=self._upload_id)  # type: ignore[arg-type]
-
-    def _part_size(self) -> int:
-        grown = self._buffers.part_size << (self._number // _PARTS_PER_SIZE)
-        size = min(grown, max(self._buffers.part_size, self._budget.total // 2))
-        if self._expected is not None:
-            size = min(size, max(self._expected - self._written, 1))
-        return size
-
-    async def _new_part(self) -> io.BytesIO:
-        while len(self._sending) >= self._buffers.parts_in_flight:
-            await self._wait_for_a_part()
-        size = self._part_size()
-        await self._budget.take(size)
-        self._reserved = size
-        self._buffer = io.BytesIO()
-        return self._buffer
-
-    async def _flush(self, buffer: io.BytesIO) -> None:
-        """Send the part that has filled, in the background."""
-        if self._number == _MAX_PARTS:
-            raise StorageUnavailable(f"an object has at most {_MAX_PARTS} parts: raise {self._buffers.prefix}PART_SIZE")
-        if self._upload_id is None:
-            with _translated(self._key):
-                answer = await self._client.create_multipart_upload(**self._target)  # type: ignore[arg-type]
-            self._upload_id = answer["UploadId"]
-            if self._on_open is not None:
-                await self._on_open(self._upload_id)
-        self._number += 1
-        reserved = self._reserved
-        self._buffer, self._reserved = None, 0
-        task = asyncio.create_task(self._send(self._number, buffer, reserved=reserved))
-        self._sending.add(task)
-
-    async def _send(self, number: int, buffer: io.BytesIO, *, reserved: int) -> None:
-        buffer.seek(0)
-        try:
-            with _translated(self._key):
-                answer = await self._client.upload_part(
-                    **self._target,  # type: ignore[arg-type]
-                    UploadId=self._upload_id or "",
-                    PartNumber=number,
-                    Body=buffer,
-                )
-            self._parts[number] = answer["ETag"]
-        finally:
-            buffer.close()
-            self._budget.give(reserved)
-
-    async def _wait_for_a_part(self) -> None:
-        done, self._sending = await asyncio.wait(self._sending, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-
-    async def _put_whole(self) -> None:
-        body = self._buffer if self._buffer is not None else io.BytesIO()
-        body.seek(0)
-        with _translated(self._key):
-            await self._client.put_object(**self._target, Body=body)  # type: ignore[arg-type]
-        self._drop_buffer()
-
-    def _drop_buffer(self) -> None:
-        if self._buffer is not None:
-            self._budget.give(self._reserved)
-            self._buffer, self._reserved = None, 0
 
 
 async def _chunks(key: str, body: Any, length: int) -> AsyncIterator[bytes]:
     """aiohttp's stream beneath botocore's body: the latter would hand out what is there byte-exact, but through three more calls."""
     content = body.raw_stream.content
     received = 0
-    with _translated(key):
+    with translated(key):
         while chunk := await content.readany():
             received += len(chunk)
             if len(chunk) <= _READ_CHUNK:
@@ -382,21 +230,3 @@ async def _chunks(key: str, body: Any, length: int) -> AsyncIterator[bytes]:
                 yield chunk[first : first + _READ_CHUNK]
     if received != length:
         raise StorageUnavailable(f"S3 broke off {key} after {received} of {length} bytes")
-
-
-@contextlib.contextmanager
-def _translated(what: str) -> Iterator[None]:
-    try:
-        yield
-    except ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", "")) or "no code given"
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        if code in _MISSING or code == "NoSuchUpload":
-            raise ObjectMissing(f"S3 does not have {what} ({code})") from error
-        raise StorageUnavailable(f"S3 refused {what}: {code} ({status})") from error
-    except (BotoCoreError, aiohttp.ClientError, OSError, TimeoutError) as error:
-        raise StorageUnavailable(f"S3 does not answer for {what}: {type(error).__name__}") from error
-
-
-def _base64(hexadecimal: str) -> str:
-    return base64.b64encode(bytes.fromhex(hexadecimal)).decode("ascii")

@@ -26,7 +26,7 @@ from entrepot.errors import (
     VersionMoved,
 )
 from entrepot.oci.manifest import Manifest, classify
-from entrepot.oci.media_types import is_foreign_layer
+from entrepot.oci.media_types import MANIFEST_TYPES, is_foreign_layer
 
 __all__ = [
     "INLINE_LIMIT",
@@ -269,6 +269,8 @@ def _manifest_row(record: ManifestRecord) -> dict[str, object]:
 
 
 def _blob_rows(manifest: Manifest) -> list[dict[str, object]]:
+    # Build caches are indexes that list blobs. An index may list what is not here, as a foreign layer may be absent.
+    listed = {child.digest: child for child in manifest.children if child.media_type not in MANIFEST_TYPES}
     return [
         {
             "manifest": str(manifest.digest),
@@ -277,9 +279,9 @@ def _blob_rows(manifest: Manifest) -> list[dict[str, object]]:
             "role": "config" if blob is manifest.config else "layer",
             "media_type": blob.media_type,
             "size": blob.size,
-            "is_foreign": is_foreign_layer(blob.media_type),
+            "is_foreign": blob.digest in listed or is_foreign_layer(blob.media_type),
         }
-        for position, blob in enumerate(manifest.blobs)
+        for position, blob in enumerate((*manifest.blobs, *listed.values()))
     ]
 
 
@@ -336,7 +338,11 @@ async def open_multipart(connection: Connection, *, key: str, upload_id: str) ->
 
 
 async def store_blobs(connection: Connection, blobs: Sequence[StoredBlob]) -> None:
-    """Point blobs at their bytes. Where another writer was first, its bytes stay and ours are left for the keeper."""
+    """Point blobs at their bytes. Where another writer was first, its bytes stay and ours are left for the keeper.
+
+    Raises:
+        ObjectGone: the keeper has an object already, since who wrote it was taken for dead; nothing was written.
+    """
     if not blobs:
         return
     columns = _columns(
@@ -344,9 +350,12 @@ async def store_blobs(connection: Connection, blobs: Sequence[StoredBlob]) -> No
     )
     with translated():
         async with connection.transaction():
+            ours = [b.object_key for b in blobs if b.object_key is not None]
+            usable = await all_rows(_sql.usable_objects(connection, keys=ours)) if ours else []
+            if not {row["key"] for row in usable}.issuperset(ours):
+                raise ObjectGone("an object is not on record any more")
             rows = await all_rows(_sql.store_blobs(connection, **columns))
             kept = {row["object_key"] for row in rows}
-            ours = [b.object_key for b in blobs if b.object_key is not None]
             await _sql.close_objects(connection, keys=[key for key in ours if key in kept])
             await _sql.discard_objects(connection, keys=[key for key in ours if key not in kept])
 

@@ -46,6 +46,7 @@ class RepositoryRow:
     latest: int
     last_number: int
     projected: int
+    is_mirror: bool
     deleted_at: datetime | None
 
 
@@ -171,8 +172,8 @@ class ServedDistribution:
     """What is served for a Distribution."""
 
     base_path: str
-    access: str
     repository: int
+    pinned: int | None
     latest: int
     repository_name: str
 
@@ -228,6 +229,10 @@ class OperatorDatabase:
         """Mark a repository deleted; its content stays for `grace`."""
         await self._one(_sql.delete_repository, repository=repository, grace=grace)
 
+    async def set_mirror(self, repository: int, *, is_mirror: bool) -> None:
+        """Refuse writes of clients from now on, or take them."""
+        await self._one(_sql.set_mirror, repository=repository, is_mirror=is_mirror)
+
     async def raise_number(self, repository: int, *, floor: int) -> None:
         """No version gets `floor` or a lower number any more."""
         await self._one(_sql.raise_number, repository=repository, floor=floor)
@@ -246,6 +251,11 @@ class OperatorDatabase:
     async def version(self, repository: int, number: int) -> VersionRow | None:
         """One version."""
         return _row(VersionRow, await self._one(_sql.version, repository=repository, number=number))
+
+    async def find_version(self, repository: int, number: int, *, maximum: int) -> tuple[bool, Sequence[int]]:
+        """Whether a repository has a version, and the numbers of its newest `maximum`."""
+        row = await self._one(_sql.find_version, repository=repository, number=number, maximum=maximum)
+        return row["found"], row["newest"]
 
     async def shown_versions(self, repository: int, *, window: int) -> list[VersionRow]:
         """The newest `window` versions that are no steps, and the pinned ones, by number."""
@@ -370,9 +380,21 @@ class OperatorDatabase:
         return bool(await self._all(_sql.withdraw_distribution, uuid=uuid, namespace=namespace, name=name))
 
     async def put_distribution(
-        self, uuid: UUID, *, namespace: str, name: str, base_path: str, repository: int, access: str
+        self,
+        uuid: UUID,
+        *,
+        namespace: str,
+        name: str,
+        base_path: str,
+        repository: int,
+        access: str,
+        pinned: int | None = None,
+        redirect: bool | None = None,
     ) -> bool:
-        """Serve a repository at a path that is claimed, and give back other paths; gives whether that changed anything."""
+        """Serve a repository at a path that is claimed, and give back other paths; gives whether that changed anything.
+
+        `pinned` is a version that exists; None serves the latest. `redirect` is None where the registry's setting decides.
+        """
         with translated():
             async with self._pool.acquire() as connection, connection.transaction():
                 await _sql.withdraw_others(connection, uuid=uuid, namespace=namespace, name=name, base_path=base_path)
@@ -384,6 +406,8 @@ class OperatorDatabase:
                     base_path=base_path,
                     repository=repository,
                     access=access,
+                    pinned=pinned,
+                    redirect=redirect,
                 )
                 # Also where nothing else changed: a path may have been claimed when it could not be served yet.
                 freed = await all_rows(_sql.release_paths(connection, distribution=uuid, keep=base_path))

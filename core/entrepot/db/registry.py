@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
+import msgspec
 from asyncpg import Record
 
 from entrepot.db.pool import Connection, all_rows, queries, translated
@@ -26,16 +27,14 @@ _MANIFEST_BODIES: str = _sql.manifest_bodies.sql
 _FIND_BLOBS: str = _sql.find_blobs.sql
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True, gc=False):
     """What a name stands for: a distribution, or a repository by r/<namespace>/<name>; and its access (Public, Authenticated or Private)."""
 
     uuid: UUID
     access: str
 
 
-@dataclass(frozen=True, slots=True)
-class ManifestQuery:
+class ManifestQuery(msgspec.Struct, frozen=True, gc=False):
     """A manifest by tag or by digest; the other is None."""
 
     name: str
@@ -44,8 +43,7 @@ class ManifestQuery:
     with_body: bool
 
 
-@dataclass(frozen=True, slots=True)
-class FoundManifest:
+class FoundManifest(msgspec.Struct, frozen=True, gc=False):
     """`place` is None if the name stands for nothing, `digest` if it does not serve such a manifest."""
 
     place: Place | None
@@ -55,8 +53,7 @@ class FoundManifest:
     body: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
-class BlobQuery:
+class BlobQuery(msgspec.Struct, frozen=True, gc=False):
     """A blob by digest; its bytes as well, if they are kept in PostgreSQL and `with_inline`."""
 
     name: str
@@ -64,8 +61,7 @@ class BlobQuery:
     with_inline: bool
 
 
-@dataclass(frozen=True, slots=True)
-class FoundBlob:
+class FoundBlob(msgspec.Struct, frozen=True, gc=False):
     """`place` is None if the name stands for nothing, `size` if it does not serve such a blob."""
 
     place: Place | None

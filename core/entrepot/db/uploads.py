@@ -100,48 +100,50 @@ async def find_uploads(connection: Connection, asked: Sequence[UploadQuery]) -> 
     return found
 
 
-async def begin_upload(pool: Pool, *, id: str, repository: int, subject: str) -> None:
+async def begin_upload(pool: Pool, *, upload: str, repository: int, subject: str) -> None:
     """Open a session. Raises `DatabaseUnavailable`."""
     with translated():
-        await _sql.begin_upload(pool, id=id, repository=repository, subject=subject)
+        await _sql.begin_upload(pool, id=upload, repository=repository, subject=subject)
 
 
 async def claim_upload(
-    pool: Pool, *, id: str, repository: int, subject: str, writer: str, lease: timedelta
+    pool: Pool, *, upload: str, repository: int, subject: str, writer: str, lease: timedelta
 ) -> UploadState | None:
     """Take the lease; None if another holds it, or the upload has ended. Raises `DatabaseUnavailable`."""
     with translated():
-        row = await _sql.claim_upload(pool, id=id, repository=repository, subject=subject, writer=writer, lease=lease)
+        row = await _sql.claim_upload(
+            pool, id=upload, repository=repository, subject=subject, writer=writer, lease=lease
+        )
     return _state(row) if row is not None else None
 
 
-async def renew_upload(pool: Pool, *, id: str, writer: str, lease: timedelta) -> bool:
+async def renew_upload(pool: Pool, *, upload: str, writer: str, lease: timedelta) -> bool:
     """Keep the lease; False if it, or the upload, is gone. Raises `DatabaseUnavailable`."""
     with translated():
-        return bool(await _sql.renew_upload(pool, id=id, writer=writer, lease=lease))
+        return bool(await _sql.renew_upload(pool, id=upload, writer=writer, lease=lease))
 
 
-async def release_upload(pool: Pool, *, id: str, writer: str) -> None:
+async def release_upload(pool: Pool, *, upload: str, writer: str) -> None:
     """End the lease without a change. Raises `DatabaseUnavailable`."""
     with translated():
-        await _sql.release_upload(pool, id=id, writer=writer)
+        await _sql.release_upload(pool, id=upload, writer=writer)
 
 
-async def save_upload(pool: Pool, state: UploadState, *, id: str, writer: str, old_tail_key: str | None) -> bool:
+async def save_upload(pool: Pool, state: UploadState, *, upload: str, writer: str, old_tail_key: str | None) -> bool:
     """Write what the upload has now, and end the lease; False if it, or the upload, is gone. Raises `DatabaseUnavailable`."""
     with translated():
         saved = await _sql.save_upload(
-            pool, id=id, writer=writer, offset=state.offset, sha256=state.sha256, object_key=state.object_key,
+            pool, id=upload, writer=writer, offset=state.offset, sha256=state.sha256, object_key=state.object_key,
             multipart=state.multipart, part_etags=list(state.part_etags), part_bytes=state.part_bytes, tail=state.tail,
             tail_key=state.tail_key, old_tail_key=old_tail_key,
         )  # fmt: skip
     return bool(saved)
 
 
-async def cancel_upload(pool: Pool, *, id: str, repository: int, subject: str) -> bool:
+async def cancel_upload(pool: Pool, *, upload: str, repository: int, subject: str) -> bool:
     """End a session, whoever writes to it; False if there is none. Raises `DatabaseUnavailable`."""
     with translated():
-        return bool(await _sql.cancel_upload(pool, id=id, repository=repository, subject=subject))
+        return bool(await _sql.cancel_upload(pool, id=upload, repository=repository, subject=subject))
 
 
 async def reserve_keys(pool: Pool, *, owner: str, count: int) -> list[str]:

@@ -91,6 +91,12 @@ class Hasher:
         self._hash.update(chunk)
         self._size += memoryview(chunk).nbytes
 
+    def copy(self) -> Hasher:
+        """One that goes on by itself from here."""
+        other = Hasher(self.algorithm)
+        other._hash, other._size = self._hash.copy(), self._size
+        return other
+
     @property
     def size(self) -> int:
         """Bytes so far."""

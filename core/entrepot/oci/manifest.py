@@ -186,18 +186,25 @@ _DECODE_ERRORS: Final = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 def parse(
-    body: bytes, *, content_type: str | None = None, limit: int = MAX_MANIFEST_SIZE, algorithm: str = "sha256"
+    body: bytes,
+    *,
+    content_type: str | None = None,
+    limit: int = MAX_MANIFEST_SIZE,
+    algorithm: str = "sha256",
+    strict: bool = False,
 ) -> Manifest:
     """`content_type` is the header as received; `algorithm` that of the digest wanted (the one it was asked for by).
 
     The media type is the body's own; where the body has none, the Content-Type if it is one of a manifest; otherwise
-    what the content looks like. Raises ManifestInvalid and nothing else, whatever the bytes.
+    what the content looks like. `strict`, for what is pushed: the Content-Type must name the type, and a body that has
+    none is one of OCI's, so that two clients who push the same bytes never say different things of them.
+    Raises ManifestInvalid and nothing else, whatever the bytes.
     """
     if len(body) > limit:
         raise ManifestInvalid(f"a manifest has at most {limit} bytes, this one has {len(body)}")
     header = media_types.parse_content_type(content_type)
     wire = _decode(body, header)
-    media_type = _media_type(wire, header)
+    media_type = _stated_media_type(wire, header) if strict else _media_type(wire, header)
     _check_shape(wire, media_type)
     is_oci = media_type in media_types.OCI_MANIFEST_TYPES
     manifest = Manifest(
@@ -335,6 +342,17 @@ def _media_type(wire: _ManifestWire, header: str | None) -> str:
     if header in media_types.MANIFEST_TYPES:
         return header
     return _guess(wire)
+
+
+def _stated_media_type(wire: _ManifestWire, header: str | None) -> str:
+    if header not in media_types.MANIFEST_TYPES:
+        known = ", ".join(sorted(media_types.MANIFEST_TYPES))
+        raise ManifestInvalid(f"the Content-Type is {excerpt(header or '', 255)}, and not one of {known}")
+    if wire.media_type and wire.media_type != header:
+        raise ManifestInvalid(f"mediaType is {excerpt(wire.media_type, 255)}, but the Content-Type is {header}")
+    if not wire.media_type and header not in media_types.OCI_MANIFEST_TYPES:
+        raise ManifestInvalid(f"a manifest of type {header} names its mediaType, this one does not")
+    return header
 
 
 def _guess(wire: _ManifestWire) -> str:

@@ -37,7 +37,8 @@ class RateLimit:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cost = 1 / rate
-        self._ahead = (burst - 1) / rate
+        # A hair more, since times are floats.
+        self._ahead = (burst - 1) / rate + min(1e-6, 0.5 / rate)
         self._table = table
         self._full_at: OrderedDict[str, float] = OrderedDict()
         self._refused = refused

@@ -32,7 +32,6 @@ class WebMetrics:
         self.refused = self.counter("requests_refused", "Requests refused because too many were being answered.")
         self.broken = self.counter("responses_broken", "Answers broken off after they had begun.", "reason")
         self.dropped = self.counter("connections_dropped", "Connections closed because of their client.", "reason")
-        self.limited = self.counter("requests_limited", "Requests refused because their client makes too many.", "by")
         self.failing_checks = self.gauge("check_failing", "1 while a check of what lies behind fails.", "check")
         # Children by their labels: asking the library for one takes as long as encoding a small answer.
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram, Counter, Counter]] = {}
@@ -42,8 +41,8 @@ class WebMetrics:
         return Counter(self.prefix + name, text, labels, registry=self.registry)
 
     def gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        """A new gauge of this service."""
-        return Gauge(self.prefix + name, text, labels, registry=self.registry)
+        """A new gauge of this service; with several workers, the sum of those that live."""
+        return Gauge(self.prefix + name, text, labels, registry=self.registry, multiprocess_mode="livesum")
 
     def histogram(self, name: str, text: str, *labels: str) -> Histogram:
         """A new histogram of this service, in seconds."""

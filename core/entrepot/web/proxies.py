@@ -28,6 +28,10 @@ class Proxies:
     def __bool__(self) -> bool:
         return bool(self._networks)
 
+    def trusts(self, peer: str | None) -> bool:
+        """Whether the socket's other end is a proxy of ours."""
+        return peer is not None and self._trusts(peer)
+
     def client(self, peer: str | None, forwarded: Iterable[str]) -> str | None:
         """The client's address, given the socket's other end and the values of the X-Forwarded-For headers, in order."""
         if peer is None or not self._trusts(peer):

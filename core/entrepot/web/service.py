@@ -21,8 +21,11 @@ from entrepot.web.access_log import AccessLog
 from entrepot.web.connection import BoundedServer
 from entrepot.web.gate import Gate, Handler
 from entrepot.web.metrics import WebMetrics
+from entrepot.web.proxies import Proxies
 from entrepot.web.readiness import Readiness
 from entrepot.web.settings import WebSettings
+from entrepot.web.traces import Traces
+from entrepot.web.workers import Worker
 
 __all__ = ["WebService", "health", "until_told_to_stop"]
 
@@ -34,7 +37,7 @@ class WebService:
 
     def __init__(
         self, handler: Handler, *, port: int, metrics_port: int, settings: WebSettings, metrics: WebMetrics, readiness: Readiness,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None, traces: Traces | None = None, worker: Worker | None = None,
     ) -> None:  # fmt: skip
         if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
             # The fallback has had more ways to be led astray by a crafted request than the compiled one.
@@ -42,22 +45,29 @@ class WebService:
         self._settings = settings
         self._metrics = metrics
         self._readiness = readiness
-        self._access_log = AccessLog()
+        self._access_log = AccessLog(is_shared=worker is not None)
+        self._worker = worker
         base = {"X-Content-Type-Options": "nosniff", **(headers or {})}
         self._gate = Gate(
-            handler, metrics=metrics, access_log=self._access_log, max_requests=settings.max_requests, headers=base
-        )
+            handler, metrics=metrics, access_log=self._access_log, max_requests=settings.max_requests, headers=base,
+            proxies=Proxies(settings.trusted_proxies) if settings.trusted_proxies else None, traces=traces,
+        )  # fmt: skip
         self._ports = (port, metrics_port)
         self._runners: list[web.ServerRunner] = []
         self.port = port
         self.metrics_port = metrics_port
 
     async def __aenter__(self) -> WebService:
-        # The probes' port first: a process that cannot have its main port should say so where it is looked at.
         operations = web.Server(self._operations, access_log=None)
-        self.metrics_port = await self._listen(operations, self._ports[1], patience=1)
+        if self._worker is None:
+            # The probes' port first: a process that cannot have its main port should say so where it is looked at.
+            self.metrics_port = await self._listen(operations, self._ports[1], patience=1)
         server = BoundedServer(self._gate, settings=self._settings, metrics=self._metrics)
         self.port = await self._listen(server, self._ports[0], patience=self._settings.drain_timeout.total_seconds())
+        if self._worker is not None:
+            # Last: by it the supervisor sees that this worker has what it needs.
+            runner = await self._runner(operations, patience=1)
+            await web.UnixSite(runner, str(self._worker.socket)).start()
         return self
 
     async def __aexit__(
@@ -69,13 +79,19 @@ class WebService:
         self._access_log.flush()
 
     async def _listen(self, server: Server, port: int, *, patience: float) -> int:
-        runner = web.ServerRunner(server, shutdown_timeout=patience)
-        await runner.setup()
-        self._runners.append(runner)
-        site = web.TCPSite(runner, self._settings.host or None, port, backlog=1024)
+        runner = await self._runner(server, patience=patience)
+        # Workers share the port, among which the kernel spreads connections.
+        is_shared = True if self._worker is not None else None
+        site = web.TCPSite(runner, self._settings.host or None, port, backlog=1024, reuse_port=is_shared)
         await site.start()
         bound: int = runner.addresses[0][1]
         return bound
+
+    async def _runner(self, server: Server, *, patience: float) -> web.ServerRunner:
+        runner = web.ServerRunner(server, shutdown_timeout=patience)
+        await runner.setup()
+        self._runners.append(runner)
+        return runner
 
     def retire(self) -> None:
         """Become unready, and ask clients not to keep their connections."""

@@ -18,7 +18,7 @@ import structlog
 
 from entrepot.db import keeper as db
 from entrepot.db.pool import REQUIRED_SCHEMA, Connection, connect, schema_is_ready
-from entrepot.errors import EntrepotError
+from entrepot.errors import DatabaseUnavailable, EntrepotError
 from entrepot.settings import DatabaseSettings
 from entrepot.web.readiness import NotReady
 from entrepot_keeper.metrics import KeeperMetrics
@@ -58,7 +58,8 @@ class Keeper:
                         failures = 0
                         await asyncio.sleep(self._settings.round_interval.total_seconds())
             except EntrepotError as error:
-                self._problem = error.message
+                if isinstance(error, (DatabaseUnavailable, NotReady)):
+                    self._problem = error.message
                 _log.warning("the round was broken off", reason=error.reason, error=error.message)
             except asyncpg.PostgresError as error:
                 self._problem = str(error)

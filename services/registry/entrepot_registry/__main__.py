@@ -1,36 +1,58 @@
-"""The registry's process: `python -m entrepot_registry`."""
+"""The registry's process: `python -m entrepot_registry`; with several workers, the one that looks after them."""
 
 from __future__ import annotations
 
+import asyncio
+import os
 import sys
 
 import uvloop
 
 from entrepot import logs
 from entrepot.settings import DatabaseSettings, S3Settings, SettingInvalid, load
-from entrepot.web.service import until_told_to_stop
 from entrepot.web.settings import WebSettings
-from entrepot_registry.app import open_registry
+from entrepot.web.traces import TracesSettings
+from entrepot.web.workers import Worker, current_worker, follow_supervisor, supervise
 from entrepot_registry.settings import RegistrySettings
 
 
 async def _run(
-    settings: RegistrySettings, web_settings: WebSettings, *, database: DatabaseSettings, s3: S3Settings
-) -> None:
-    async with open_registry(settings, web_settings=web_settings, database=database, s3=s3) as service:
+    settings: RegistrySettings, web_settings: WebSettings, *, database: DatabaseSettings, s3: S3Settings,
+    tracing: TracesSettings, worker: Worker | None,
+) -> None:  # fmt: skip
+    # Here, because the process that looks after workers needs none of it: it stays small.
+    from entrepot.web.service import until_told_to_stop  # noqa: PLC0415
+    from entrepot_registry.app import open_registry  # noqa: PLC0415
+
+    if worker is not None:
+        follow_supervisor()
+    async with open_registry(
+        settings, web_settings=web_settings, database=database, s3=s3, tracing=tracing, worker=worker
+    ) as service:
         await until_told_to_stop(service, web_settings)
 
 
 def main() -> int:
     """Serve until told to stop; 64 if a setting is wrong."""
     try:
-        settings, web_settings = load(RegistrySettings), load(WebSettings)
+        settings, web_settings, tracing = load(RegistrySettings), load(WebSettings), load(TracesSettings)
         database, s3 = load(DatabaseSettings), load(S3Settings)
     except SettingInvalid as error:
         print(f"entrepot_registry: {error}", file=sys.stderr)  # noqa: T201 - there is no log yet
         return 64
     logs.configure(settings.log_level)
-    uvloop.run(_run(settings, web_settings, database=database, s3=s3))
+    worker = current_worker(os.environ)
+    if worker is None and settings.workers > 1:
+        return asyncio.run(
+            supervise(
+                "entrepot_registry",
+                part="registry",
+                workers=settings.workers,
+                metrics_port=settings.metrics_port,
+                settings=web_settings,
+            )
+        )
+    uvloop.run(_run(settings, web_settings, database=database, s3=s3, tracing=tracing, worker=worker))
     return 0
 
 

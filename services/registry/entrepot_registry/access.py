@@ -117,7 +117,7 @@ class Guard:
         self._service = settings.service_id
         self._leeway = settings.clock_skew.total_seconds()
         self._origins = Origins(settings.external_urls)
-        self._cache_hits = cache_hits
+        self._hits = cache_hits.labels("token")
         self._verified: TLRUCache[bytes, Grant] = TLRUCache(
             settings.token_cache, ttu=lambda _key, grant, _now: grant.expires, timer=time.time
         )
@@ -207,7 +207,7 @@ class Guard:
         cache_key = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
         grant = self._verified.get(cache_key)
         if grant is not None:
-            self._cache_hits.labels("token").inc()
+            self._hits.inc()
             return grant
         if self._limit is not None:
             # A signature costs more to verify than a refusal to say.

@@ -14,19 +14,25 @@ from entrepot.db.pool import REQUIRED_SCHEMA, Pool, open_pool, schema_is_ready
 from entrepot.errors import RegistryError
 from entrepot.settings import DatabaseSettings, S3Settings
 from entrepot.web.calls import Call
+from entrepot.web.limits import RateLimit
+from entrepot.web.proxies import Proxies
 from entrepot.web.readiness import NotReady, Readiness
 from entrepot.web.service import WebService, health
 from entrepot.web.settings import WebSettings
+from entrepot.web.traces import TracesSettings, open_traces
+from entrepot.web.workers import Worker
 from entrepot_registry.access import Guard
 from entrepot_registry.blobs import Blobs
 from entrepot_registry.keys import KeySet
 from entrepot_registry.logins import Logins, PasswordRule
+from entrepot_registry.manifest_writes import ManifestWrites
 from entrepot_registry.manifests import Manifests
 from entrepot_registry.metrics import RegistryMetrics
 from entrepot_registry.routes import Endpoint, Route, parse_route
 from entrepot_registry.settings import RegistrySettings
 from entrepot_registry.tags import Tags
 from entrepot_registry.token_proxy import TokenProxy, TokenService
+from entrepot_registry.uploads import Uploads
 from entrepot_registry.writing import open_targets
 
 __all__ = ["App", "open_registry"]
@@ -67,12 +73,14 @@ class App:
     """The dispatcher."""
 
     def __init__(
-        self, *, guard: Guard, endpoints: Mapping[Endpoint, Answering], token: TokenProxy, readiness: Readiness
-    ) -> None:
+        self, *, guard: Guard, endpoints: Mapping[Endpoint, Answering], token: TokenProxy, readiness: Readiness,
+        limit: RateLimit | None = None,
+    ) -> None:  # fmt: skip
         self._guard = guard
         self._endpoints = endpoints
         self._token = token
         self._readiness = readiness
+        self._limit = limit
 
     async def handle(self, call: Call) -> web.StreamResponse:
         """Answer a request. Raises RegistryError, GrammarError and Failed, which the gate puts into words."""
@@ -81,6 +89,8 @@ class App:
         call.route = endpoint.value
         call.name, call.reference = route.name, route.reference or None
         if endpoint is Endpoint.TOKEN:
+            if self._limit is not None:
+                self._limit.admit(None, call.client)
             return await self._token.answer(call)
         allowed = _METHODS[endpoint]
         if call.method not in allowed:
@@ -100,11 +110,14 @@ class App:
 
 @asynccontextmanager
 async def open_registry(
-    settings: RegistrySettings, *, web_settings: WebSettings, database: DatabaseSettings, s3: S3Settings
-) -> AsyncIterator[WebService]:
+    settings: RegistrySettings, *, web_settings: WebSettings, database: DatabaseSettings, s3: S3Settings,
+    tracing: TracesSettings | None = None, worker: Worker | None = None,
+) -> AsyncIterator[WebService]:  # fmt: skip
     """A listening registry. It starts whether or not the parts behind it are there, and is ready once they are."""
     metrics = RegistryMetrics()
     async with AsyncExitStack() as stack:
+        traces = await stack.enter_async_context(open_traces(tracing or TracesSettings(), service="entrepot-registry"))
+        metrics.timings.traces = traces
         session = await stack.enter_async_context(
             aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=32, limit_per_host=32),
@@ -114,19 +127,28 @@ async def open_registry(
             )
         )
         keys = await stack.enter_async_context(KeySet(session, settings, fetches=metrics.key_fetches))
-        pool = await stack.enter_async_context(open_pool(database, application="entrepot-registry"))
-        store = await stack.enter_async_context(open_store(s3))
+        pool = await stack.enter_async_context(
+            open_pool(database, application="entrepot-registry", observer=metrics.timings)
+        )
+        store = await stack.enter_async_context(open_store(s3, observer=metrics.timings))
+        store.budget.observer = metrics.buffer_bytes.set
         token_service = TokenService(session, settings, metrics=metrics)
-        rule = PasswordRule(settings)
+        rule = PasswordRule(settings, proxies=Proxies(web_settings.trusted_proxies))
         logins = Logins(token_service, settings, rule=rule)
-        guard = Guard(keys, settings, logins=logins, cache_hits=metrics.cache_hits)
+        limit = _rate_limit(settings, metrics)
+        guard = Guard(keys, settings, logins=logins, cache_hits=metrics.cache_hits, limit=limit)
         readiness = Readiness(
             {"database": lambda: _check_database(pool), "storage": store.check, "keys": keys.check},
             settings=web_settings,
             metrics=metrics,
         )
         targets = await stack.enter_async_context(open_targets(pool, settings, metrics=metrics))
-        manifests = await stack.enter_async_context(Manifests(pool, guard, settings=settings, metrics=metrics))
+        writes = await stack.enter_async_context(
+            ManifestWrites(pool, guard, targets=targets, settings=settings, metrics=metrics)
+        )
+        manifests = await stack.enter_async_context(
+            Manifests(pool, guard, writes=writes, settings=settings, metrics=metrics)
+        )
         blobs = await stack.enter_async_context(
             Blobs(
                 pool,
@@ -137,14 +159,18 @@ async def open_registry(
                 write_timeout=web_settings.write_timeout.total_seconds(),
             )
         )
+        uploads = await stack.enter_async_context(
+            Uploads(pool, store, guard, targets, settings=settings, metrics=metrics)
+        )
         endpoints: dict[Endpoint, Answering] = {
+            Endpoint.UPLOADS: uploads,
+            Endpoint.UPLOAD: uploads,
             Endpoint.MANIFEST: manifests,
             Endpoint.BLOB: blobs,
             Endpoint.TAGS: Tags(pool, guard, settings=settings, metrics=metrics),
         }
-        app = App(
-            guard=guard, endpoints=endpoints, token=TokenProxy(token_service, rule=rule), readiness=readiness
-        )
+        proxy = TokenProxy(token_service, rule=rule)
+        app = App(guard=guard, endpoints=endpoints, token=proxy, readiness=readiness, limit=limit)
         yield await stack.enter_async_context(
             WebService(
                 app.handle,
@@ -154,8 +180,18 @@ async def open_registry(
                 metrics=metrics,
                 readiness=readiness,
                 headers=_HEADERS,
+                traces=traces,
+                worker=worker,
             )
         )
+
+
+def _rate_limit(settings: RegistrySettings, metrics: RegistryMetrics) -> RateLimit | None:
+    if not settings.request_rate:
+        return None
+    return RateLimit(
+        rate=settings.request_rate, burst=settings.request_burst, table=settings.rate_table, refused=metrics.limited
+    )
 
 
 async def _check_database(pool: Pool) -> None:

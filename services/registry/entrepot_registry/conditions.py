@@ -5,6 +5,7 @@ Sources: RFC 9110 section 12.5.1 (Accept), 13.1.2 (If-None-Match), 13.1.5 (If-Ra
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 
@@ -18,7 +19,12 @@ _MAX_ACCEPT = 8 * 1024
 def accepts(headers: Sequence[str], media_type: str) -> bool:
     """Whether an answer of this media type is acceptable. The most specific range decides; no header accepts everything."""
     text = ",".join(headers)
-    if not text.strip(" \t,") or len(text) > _MAX_ACCEPT:
+    return len(text) > _MAX_ACCEPT or _accepts(text, media_type)
+
+
+@functools.lru_cache(maxsize=256)  # clients say the same few things over and over
+def _accepts(text: str, media_type: str) -> bool:
+    if not text.strip(" \t,"):
         return True
     wildcard = media_type.partition("/")[0] + "/*"
     best: tuple[int, bool] = (-1, False)

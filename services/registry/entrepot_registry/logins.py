@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
@@ -21,6 +20,7 @@ import msgspec
 
 from entrepot.errors import RegistryError
 from entrepot.web.calls import Call
+from entrepot.web.proxies import Proxies
 from entrepot.web.remembered import Remembered
 from entrepot_registry.origins import Origins
 from entrepot_registry.settings import RegistrySettings
@@ -58,17 +58,18 @@ class _Login:
 class PasswordRule:
     """Whether credentials that are worth something to a listener may come the way they came."""
 
-    def __init__(self, settings: RegistrySettings, *, trusted_proxies: Sequence[str] = ()) -> None:
+    def __init__(self, settings: RegistrySettings, *, proxies: Proxies) -> None:
         self._insecure = settings.insecure_login
         self._origins = Origins(settings.external_urls)
-        self._trusted = tuple(ipaddress.ip_network(proxy) for proxy in trusted_proxies)
+        self._proxies = proxies
 
     def check(self, call: Call) -> None:
         """Raises RegistryError 403."""
-        host = call.request.headers.get("Host")
+        request = call.request
+        host = request.headers.get("Host")
         if self._insecure or _is_loopback(host):
             return
-        said = call.request.headers.get("X-Forwarded-Proto") if self._is_trusted(call.request.remote) else None
+        said = request.headers.get("X-Forwarded-Proto") if self._proxies.trusts(request.remote) else None
         if said.strip().lower() == "https" if said else self._origins.is_https(host):
             return
         raise RegistryError(
@@ -77,16 +78,6 @@ class PasswordRule:
             "passwords and tokens of others are not taken over plain HTTP here: log in through the registry's https address, "
             "through localhost, or let the registry's operator allow it (ENTREPOT_INSECURE_LOGIN)",
         )
-
-    def _is_trusted(self, address: str | None) -> bool:
-        if not address or not self._trusted:
-            return False
-        try:
-            peer = ipaddress.ip_address(address.partition("%")[0])
-        except ValueError:
-            return False
-        mapped = getattr(peer, "ipv4_mapped", None)
-        return any((mapped or peer) in network for network in self._trusted)
 
 
 class Logins:

@@ -19,6 +19,7 @@ from entrepot.web.calls import Call
 from entrepot_registry.access import Guard
 from entrepot_registry.conditions import accepts, is_known
 from entrepot_registry.lookups import Batcher
+from entrepot_registry.manifest_writes import ManifestWrites
 from entrepot_registry.metrics import RegistryMetrics
 from entrepot_registry.routes import Route
 from entrepot_registry.settings import RegistrySettings
@@ -32,10 +33,14 @@ _ENTRY_OVERHEAD = 512
 class Manifests:
     """The endpoint `manifests/<reference>`. `async with` opens its lookups."""
 
-    def __init__(self, pool: Pool, guard: Guard, *, settings: RegistrySettings, metrics: RegistryMetrics) -> None:
+    def __init__(
+        self, pool: Pool, guard: Guard, *, writes: ManifestWrites, settings: RegistrySettings, metrics: RegistryMetrics
+    ) -> None:
         self._guard = guard
+        self._writes = writes
         self._grace: timedelta = settings.pull_grace
         self._metrics = metrics
+        self._hits = metrics.cache_hits.labels("manifest")
         self._bodies: LRUCache[str, bytes] = LRUCache(
             settings.manifest_cache, getsizeof=lambda body: len(body) + _ENTRY_OVERHEAD
         )
@@ -61,7 +66,11 @@ class Manifests:
         await self._contents.__aexit__()
 
     async def answer(self, call: Call, route: Route) -> web.Response:
-        """GET and HEAD. Raises RegistryError, GrammarError and `DatabaseUnavailable`."""
+        """Raises RegistryError, GrammarError and `DatabaseUnavailable`."""
+        if call.method == "PUT":
+            return await self._writes.put(call, route)
+        if call.method == "DELETE":
+            return await self._writes.delete(call, route)
         name = route.name or ""
         reference = route.tag_or_digest
         grant = await self._guard.identify(call, name=name)
@@ -96,7 +105,7 @@ class Manifests:
     async def _body(self, digest: str) -> bytes:
         body = self._bodies.get(digest)
         if body is not None:
-            self._metrics.cache_hits.labels("manifest").inc()
+            self._hits.inc()
             return body
         body = await self._contents.ask(digest)
         if body is None:  # collected between the two statements

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from entrepot.web.metrics import WebMetrics
+from entrepot.web.timings import Timings
 
 __all__ = ["RegistryMetrics"]
 
@@ -17,6 +18,13 @@ class RegistryMetrics(WebMetrics):
         self.storage_reads = self.counter("storage_reads", "Objects asked of S3, by what came of it.", "outcome")
         self.storage_seconds = self.histogram("storage_first_byte_seconds", "Time until the first bytes of an object.")
         self.cache_hits = self.counter("cache_hits", "Answers out of a cache.", "cache")
+        self.cache_misses = self.counter("cache_misses", "Answers that a cache did not have.", "cache")
         self.cache_bytes = self.gauge("manifest_cache_bytes", "Bytes of manifests in the cache.")
+        self.limited = self.counter("requests_limited", "Requests refused because their client makes too many.", "by")
+        self.timings = Timings(self)
+        self.uploads = self.gauge("uploads_in_progress", "Requests that are receiving a blob.")
+        self.buffer_bytes = self.gauge("buffer_bytes", "Bytes held of the budget for buffers.")
+        self.pushes = self.counter("pushes", "Blobs and manifests pushed, by what came of it.", "what", "outcome")
+        self.versions = self.counter("versions", "Versions made, by what made them.", "cause")
         self.key_fetches = self.counter("key_fetches", "Readings of the token service's public keys.", "outcome")
         self.token_proxied = self.counter("token_requests", "Token requests passed on to the token service.", "outcome")

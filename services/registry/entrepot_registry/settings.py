@@ -67,6 +67,72 @@ class RegistrySettings(Settings):
     keys_kept: timedelta = timedelta(minutes=5)
     """How long a key that is not published any more still verifies: as long as the token service's tokens live."""
 
+    manifest_size: int = 4 * 1024 * 1024
+    """Bytes of a pushed manifest at most; a larger one gets 413."""
+
+    manifest_budget: int = 24 * 1024 * 1024
+    """Bytes of manifests being pushed that are in memory at once; those of up to 64 KiB do not count, others wait."""
+
+    manifest_timeout: timedelta = timedelta(minutes=1)
+    """How long a client may take to send a manifest or a signature."""
+
+    manifest_tags: int = 32
+    """Tags that the push of one manifest may name (`?tag=`)."""
+
+    sparse_indexes: bool = True
+    """Whether an index may be pushed that lists manifests which are not in the repository."""
+
+    gc_grace: timedelta = timedelta(hours=24)
+    """How long content that nothing refers to is kept after a client was told of it; answers to HEAD count when a quarter of it has passed."""
+
+    commit_timeout: timedelta = timedelta(seconds=20)
+    """How long a new version may take to be written, other writers of the repository included, before the client is told to try again."""
+
+    referrers_page: int = 1000
+    """Referrers listed on a page at most."""
+
+    referrers_size: int = 2 * 1024 * 1024
+    """Bytes of manifests whose descriptors stand on a page of referrers; a larger one has a page of its own."""
+
+    signature_size: int = 256 * 1024
+    """Bytes of a pushed signature at most; a larger one gets 413."""
+
+    signatures_maximum: int = 32
+    """Signatures that a manifest may have in a repository."""
+
+    catalog_default: int = 1000
+    """Names that the catalog lists where the client does not say how many."""
+
+    catalog_maximum: int = 10_000
+    """Names that the catalog lists at most, whatever the client says."""
+
+    warning: str = ""
+    """Text that clients are shown as a warning with every manifest: printable ASCII, at most 2000 characters."""
+
+    redirect: bool = False
+    """Whether blobs in S3 are answered with a redirect to a link there; a Distribution's spec.redirect decides for itself."""
+
+    redirect_ttl: timedelta = timedelta(minutes=5)
+    """How long such a link is good."""
+
+    max_blob_size: int = 100 * 1024 * 1024 * 1024
+    """Bytes of a blob at most; a larger one gets 413."""
+
+    max_uploads: int = 64
+    """Requests at a time that bring bytes of blobs; one more gets 429 with Retry-After."""
+
+    upload_timeout: timedelta = timedelta(minutes=1)
+    """How long a client may send no byte of a blob before it is dropped."""
+
+    upload_lease: timedelta = timedelta(seconds=30)
+    """How soon an upload can go on whose process was killed while it wrote."""
+
+    upload_keys: int = 64
+    """Object keys that are reserved with one statement."""
+
+    upload_hashes: int = 1000
+    """Uploads whose hashes are kept in memory between two requests; others are read again at their end."""
+
     tags_default: int = 1000
     """Tags listed where the client does not say how many."""
 
@@ -113,11 +179,14 @@ class RegistrySettings(Settings):
                         raise SettingInvalid(f"{self.prefix}{variable} takes addresses without a path, not {url!r}")
                 except UrlInvalid as error:
                     raise SettingInvalid(f"{self.prefix}{variable}: {error}") from error
+        if len(self.warning) > 2000 or not (self.warning.isascii() and self.warning.isprintable()):
+            raise SettingInvalid(f"{self.prefix}WARNING takes up to 2000 characters of printable ASCII")
         if not self.external_urls:
             raise SettingInvalid(f"{self.prefix}EXTERNAL_URLS needs at least one address")
         for name in (
             "workers", "request_burst", "rate_table", "lookup_connections", "lookup_batch", "tags_default", "tags_maximum", "token_cache",
-            "login_cache",
+            "login_cache", "manifest_size", "manifest_budget", "manifest_tags", "referrers_page", "referrers_size", "signature_size",
+            "signatures_maximum", "catalog_default", "catalog_maximum", "max_blob_size", "max_uploads", "upload_keys", "upload_hashes",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise SettingInvalid(f"{self.prefix}{name.upper()} must be at least 1")

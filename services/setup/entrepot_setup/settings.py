@@ -51,6 +51,9 @@ class InstallSettings(Settings):
     credentials_key_secret: str
     """Name of the Secret with the keys that seal upstream credentials."""
 
+    users_secret: str = ""
+    """Name of the Secret with the registry's users (`htpasswd`) and the password of `admin`; empty: it is not made, as somebody else keeps it."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdminSettings(Settings):

@@ -82,8 +82,8 @@ class Htpasswd:
         self._checks = checks
         self._key = secrets.token_bytes(32)
         self._right: Remembered[bytes, bool] = Remembered(
-            size=settings.login_cache_size,
-            lifetime=lambda right: settings.login_cache.total_seconds() if right else 0,
+            size=settings.password_cache_size,
+            lifetime=lambda right: settings.password_cache.total_seconds() if right else 0,
         )
         self._slots = asyncio.Semaphore(settings.login_concurrency)
         self._most_waiting = settings.login_waiting

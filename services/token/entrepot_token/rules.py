@@ -30,7 +30,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     verbs: list[Literal["pull", "push", "delete"]]
     namespaces: list[str]
     names: list[str]
-    resources: list[Literal["distributions", "repositories"]] = ["distributions", "repositories"]  # noqa: RUF012
+    resources: tuple[Literal["distributions", "repositories"], ...] = ("distributions", "repositories")
 
     def allows(self, subject: Subject, question: Question) -> bool:
         """Whether this rule is enough."""

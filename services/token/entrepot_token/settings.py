@@ -60,10 +60,10 @@ class TokenSettings(Settings):
     files_interval: timedelta = timedelta(seconds=5)
     """How often these two files are looked at for changes."""
 
-    login_cache: timedelta = timedelta(minutes=5)
+    password_cache: timedelta = timedelta(minutes=5)
     """How long a right password is not compared again; a changed line of the file ends it."""
 
-    login_cache_size: int = 10_000
+    password_cache_size: int = 10_000
     """Right passwords remembered at most, by keyed hash."""
 
     login_concurrency: int = 2
@@ -112,7 +112,7 @@ class TokenSettings(Settings):
         for name in ("keys_interval", "files_interval", "login_window", "review_timeout"):
             if not getattr(self, name):
                 raise SettingInvalid(f"{self.prefix}{name.upper()} must be more than 0")
-        for name in ("login_cache_size", "login_concurrency", "login_waiting", "login_failures", "review_cache_size",
+        for name in ("password_cache_size", "login_concurrency", "login_waiting", "login_failures", "review_cache_size",
                      "review_concurrency", "catalog_namespaces"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise SettingInvalid(f"{self.prefix}{name.upper()} must be at least 1")

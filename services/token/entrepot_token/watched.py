@@ -34,7 +34,7 @@ class WatchedFile(Generic[T]):
         self._parse = parse
         self._empty = empty
         self._interval = interval.total_seconds()
-        self._seen: tuple[int, int, int] | None | str = "never"
+        self._seen: tuple[int, int, int] | str | None = "never"
         self._task: asyncio.Task[None] | None = None
         self.value = empty
 
@@ -59,12 +59,18 @@ class WatchedFile(Generic[T]):
             seen = await asyncio.to_thread(_fingerprint, path)
             if seen == self._seen:
                 return
-            value = self._empty if seen is None else self._parse(await asyncio.to_thread(_read, path))
-        except (FileInvalid, OSError) as error:
-            text = error.strerror if isinstance(error, OSError) else str(error)
-            _log.error("a file was not read; what it said before stays", file=str(path), error=text)
+            data = None if seen is None else await asyncio.to_thread(_read, path)
+        except OSError as error:
+            _log.error("a file cannot be read; what it said before stays", file=str(path), error=error.strerror)
             return
-        self._seen, self.value = seen, value
+        self._seen = seen
+        try:
+            if data is not None and len(data) > _MAX_FILE:
+                raise FileInvalid(f"it has more than {_MAX_FILE} bytes")
+            self.value = self._empty if data is None else self._parse(data)
+        except FileInvalid as error:
+            _log.error("a file is not valid; what it said before stays", file=str(path), error=str(error))
+            return
         _log.info("read a file" if seen else "a file is not there, and taken for empty", file=str(path))
 
 
@@ -78,7 +84,4 @@ def _fingerprint(path: Path) -> tuple[int, int, int] | None:
 
 def _read(path: Path) -> bytes:
     with path.open("rb") as file:
-        data = file.read(_MAX_FILE + 1)
-    if len(data) > _MAX_FILE:
-        raise FileInvalid(f"it has more than {_MAX_FILE} bytes")
-    return data
+        return file.read(_MAX_FILE + 1)

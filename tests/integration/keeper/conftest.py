@@ -56,12 +56,13 @@ class Ward:
     ) -> str:
         """An object on record, of an age and marked for removal some time ago, both as PostgreSQL writes intervals."""
         key = key or f"blobs/{secrets.token_hex(20)}"
+        # First, since a keeper may be at work already.
+        if write:
+            await self.store.put(key, b"left over")
         await self.owner.execute(
             "insert into object (key, owner, created_at, delete_after) values ($1, $2, now() - $3::text::interval, now() - $4::text::interval)",
             key, owner, age, marked,
         )  # fmt: skip
-        if write:
-            await self.store.put(key, b"left over")
         return key
 
     async def multipart(self, key: str) -> str:
@@ -81,9 +82,10 @@ class Ward:
     async def upload(self, identity: str = "upload-1", *, idle: str = "25 hours", **columns: object) -> str:
         """An upload that was last touched some time ago."""
         names = ["id", "repository", "subject", *columns]
+        quoted = [f'"{name}"' for name in names]
         places = ", ".join(f"${i + 1}" for i in range(len(names)))
         await self.owner.execute(
-            f"insert into upload ({', '.join(names)}) values ({places})", identity, self.repository, "somebody", *columns.values()
+            f"insert into upload ({', '.join(quoted)}) values ({places})", identity, self.repository, "somebody", *columns.values()
         )  # fmt: skip
         await self.owner.execute(
             "update upload set touched_at = now() - $2::text::interval where id = $1", identity, idle

@@ -131,6 +131,7 @@ async def test_who_loses_its_connection_works_no_more_and_stands_by(ward: Ward) 
 async def test_it_lives_through_an_absence_of_s3(ward: Ward) -> None:
     async with keeper(ward) as running:
         await until(running.reaches("rounds_total", 1))
+        await until(running.is_ready)
         ward.server.stop()
         try:
             await ward.object("registry/one", age="49 hours", write=False)

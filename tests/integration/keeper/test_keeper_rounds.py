@@ -175,16 +175,19 @@ async def test_what_is_gone_already_counts_as_removed(ward: Ward) -> None:
 
 
 async def test_an_object_that_s3_holds_on_to_does_not_keep_the_others(ward: Ward) -> None:
-    # No file can have such a name, so the server fails at it.
-    stuck = await ward.object("import/1", key="blobs/" + "x" * 300, write=False, marked="0")
+    # S3 refuses to remove the one and to abort the other.
+    stuck = await ward.object("import/1", key="k" * 1500, write=False, marked="0")
+    refused = await ward.object("import/1", key="..", write=False, marked="0")
+    await ward.owner.execute("update object set upload_id = 'none' where key = $1", refused)
     others = [await ward.object("import/1", marked="0") for _ in range(5)]
     with_multipart = await ward.object("import/1", marked="0", write=False)
     await ward.multipart(with_multipart)
     await ward.round(batch=3)
-    assert await ward.on_record() == {stuck}
+    assert await ward.on_record() == {stuck, refused}
     assert not any(ward.in_bucket(key) for key in others)
-    assert ward.counted("failures_total", what="object") >= 1
-    assert ward.counted("objects_waiting") == 1
+    assert await ward.open_multiparts() == 0
+    assert ward.counted("failures_total", what="object") == 2
+    assert ward.counted("objects_waiting") == 2
 
 
 async def test_where_s3_is_away_the_round_is_broken_off_and_nothing_is_forgotten(ward: Ward) -> None:

@@ -73,7 +73,7 @@ def test_every_container_has_a_read_only_root_file_system_and_bounded_memory(val
             assert any(mount["mountPath"] == "/tmp" for mount in container["volumeMounts"]), where
 
 
-def test_only_the_operator_and_the_set_up_have_a_token_of_the_api_server() -> None:
+def test_only_those_who_ask_the_api_server_have_a_token_of_the_api_server() -> None:
     objects = render()
     accounts = {item["metadata"]["name"]: item for item in objects if item["kind"] == "ServiceAccount"}
     with_token = set()
@@ -82,7 +82,7 @@ def test_only_the_operator_and_the_set_up_have_a_token_of_the_api_server() -> No
         account = accounts[pod["spec"]["serviceAccountName"]]
         if pod["spec"].get("automountServiceAccountToken", account.get("automountServiceAccountToken", True)):
             with_token.add(account["metadata"]["name"])
-    assert with_token == {"entrepot-operator", "entrepot-setup"}
+    assert with_token == {"entrepot-operator", "entrepot-setup", "entrepot-token"}
 
 
 def test_long_running_containers_have_probes(values: dict[str, Any]) -> None:
@@ -136,6 +136,7 @@ def test_only_those_who_need_them_mount_keys() -> None:
         "entrepot-database": {"database"},
         "entrepot-storage": {"storage"},
         "entrepot-signing-keys": {"token"},
+        "entrepot-users": {"token"},
         "entrepot-credentials-key": {"operator", "syncer"},
     }
 
@@ -328,3 +329,43 @@ def test_users_roles_are_added_to_the_clusters_own() -> None:
         f"{prefix}{name}" for name in ("edit", "admin")
     }
     assert all("repositoryversions" not in rule["resources"] for rule in edit["rules"])
+
+
+def test_the_token_service_may_only_ask_and_sees_no_password() -> None:
+    objects = render()
+    rules = find(objects, "ClusterRole", "entrepot:entrepot:entrepot:token")["rules"]
+    assert {(*rule["apiGroups"], *rule["resources"], *rule["verbs"]) for rule in rules} == {
+        ("authentication.k8s.io", "tokenreviews", "create"),
+        ("authorization.k8s.io", "subjectaccessreviews", "create"),
+    }
+    pod = dict(pods(objects))["Deployment/entrepot-token"]
+    (users,) = (
+        v["secret"] for v in pod["spec"]["volumes"] if v.get("secret", {}).get("secretName") == "entrepot-users"
+    )
+    assert users["items"] == [{"key": "htpasswd", "path": "htpasswd"}]
+
+
+def test_roles_for_content_hold_what_their_names_say() -> None:
+    objects = render()
+    held = {
+        name: find(objects, "ClusterRole", f"entrepot-{name}")["rules"]
+        for name in ("puller", "pusher", "registry-admin")
+    }
+    verbs = {"puller": ["pull"], "pusher": ["pull", "push"], "registry-admin": ["pull", "push", "delete"]}
+    for name, rules in held.items():
+        resources = ["distributions/content", "repositories/content"]
+        assert rules == [{"apiGroups": ["entrepot.dev"], "resources": resources, "verbs": verbs[name]}]
+
+
+def test_the_first_user_is_an_administrator_and_absent_where_users_are_somebody_elses() -> None:
+    objects = render()
+    binding = find(objects, "ClusterRoleBinding", "entrepot:entrepot:entrepot:admin")
+    assert binding["roleRef"]["name"] == "entrepot-registry-admin"
+    assert [subject["name"] for subject in binding["subjects"]] == ["entrepot:htpasswd:admin"]
+    own = render({"token": {"users": {"existingSecret": "people"}}})
+    assert not [item for item in own if item["metadata"]["name"] == "entrepot:entrepot:entrepot:admin"]
+    setup = find(own, "Job", "entrepot-setup-")["spec"]["template"]
+    assert "ENTREPOT_USERS_SECRET" not in environment(containers(setup)[0])
+    assert "people" in str(dict(pods(own))["Deployment/entrepot-token"]["spec"]["volumes"])
+    (role,) = [item for item in own if item["kind"] == "Role" and item["metadata"]["name"] == "entrepot-setup"]
+    assert "people" not in str(role["rules"])

@@ -24,7 +24,7 @@ from entrepot_operator.jobs import (
     job_state,
     pod_trouble,
 )
-from entrepot_operator.kinds import DISTRIBUTION, REMOTE, REPOSITORY, Key
+from entrepot_operator.kinds import REMOTE, REPOSITORY, Key
 from entrepot_operator.paths import check_path
 from entrepot_operator.runs import run_spec, spec_hash
 from entrepot_operator.settings import JobSettings
@@ -73,9 +73,7 @@ def test_a_path_is_the_namespaces_own_or_under_an_allowed_prefix(
     [
         (REMOTE, {"proxy": {"url": "http://p:1"}}, 'spec.proxy: {"url": "http://p:1"}'),
         (REMOTE, {"rateLimit": 5}, "spec.rateLimit: 5"),
-        (DISTRIBUTION, {"access": "Private"}, 'spec.access: "Private"'),
-        (DISTRIBUTION, {"redirect": False}, "spec.redirect: false"),
-        (DISTRIBUTION, {"version": 1}, "spec.version: 1"),
+        (REPOSITORY, {"mirror": {"foreignLayers": True}}, "spec.mirror.foreignLayers: true"),
         (REPOSITORY, {"mirror": {"sources": [{"platforms": ["linux/amd64"]}]}}, "spec.mirror.sources[0].platforms"),
         (REPOSITORY, {"mirror": {"sources": [{}, {}]}}, "spec.mirror.sources: 2 entries"),
         (REPOSITORY, {"mirror": {"maxRemovedPercent": 49}}, "spec.mirror.maxRemovedPercent: 49"),
@@ -107,7 +105,7 @@ def defaults(part: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-@pytest.mark.parametrize("kind", [REMOTE, REPOSITORY, DISTRIBUTION])
+@pytest.mark.parametrize("kind", [REMOTE, REPOSITORY])
 def test_the_schemas_defaults_are_supported_and_every_field_of_the_table_exists(kind: Any) -> None:
     spec = schema(kind.plural)
     filled = defaults(spec)
@@ -120,7 +118,7 @@ def test_the_schemas_defaults_are_supported_and_every_field_of_the_table_exists(
 
 
 def test_what_the_documentation_of_the_schema_calls_not_supported_is_in_the_table() -> None:
-    for kind in (REMOTE, REPOSITORY, DISTRIBUTION):
+    for kind in (REMOTE, REPOSITORY):
         text = (TOP / f"docs/resources/{kind.name.lower()}.md").read_text()
         table = text.split("## Not supported yet")[1].split("##")[0]
         documented = set(re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)) - {"mirror.sources"}

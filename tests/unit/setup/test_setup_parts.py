@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bcrypt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -33,6 +34,7 @@ SETTINGS = InstallSettings(
     storage_secret="storage",
     signing_keys_secret="signing-keys",
     credentials_key_secret="credentials-key",
+    users_secret="users",
 )
 WANTED = {wanted.name: wanted for wanted in wanted_secrets(SETTINGS)}
 
@@ -87,6 +89,24 @@ def test_the_sealing_key_is_one_that_operator_and_syncer_can_load(tmp_path: Path
     ((name, content),) = WANTED["credentials-key"].missing({}).items()
     (tmp_path / name).write_bytes(content)
     assert Keys.load(tmp_path).newest == name
+
+
+def test_the_first_user_has_a_random_password_that_its_line_fits() -> None:
+    made, other = WANTED["users"].missing({}), WANTED["users"].missing({})
+    assert set(made) == {"admin-password", "htpasswd"}
+    assert re.fullmatch(rb"[A-Za-z0-9_-]{43}", made["admin-password"])
+    assert made["admin-password"] != other["admin-password"]
+    name, line = made["htpasswd"].rstrip(b"\n").split(b":")
+    assert name == b"admin"
+    assert bcrypt.checkpw(made["admin-password"], line)
+
+
+def test_users_that_somebody_keeps_are_kept_and_a_lost_file_is_made_from_the_password_that_is_there() -> None:
+    assert WANTED["users"].missing({"htpasswd": "a2VwdA=="}) == {}
+    made = WANTED["users"].missing({"admin-password": base64.b64encode(b"chosen").decode()})
+    assert set(made) == {"htpasswd"}
+    assert bcrypt.checkpw(b"chosen", made["htpasswd"].rstrip(b"\n").split(b":")[1])
+    assert "users" not in {wanted.name for wanted in wanted_secrets(dataclasses.replace(SETTINGS, users_secret=""))}
 
 
 def test_the_definitions_are_those_of_the_tree() -> None:

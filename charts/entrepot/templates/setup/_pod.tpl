@@ -31,6 +31,10 @@ spec:
           value: {{ include "entrepot.secret.signingKeys" . }}
         - name: ENTREPOT_CREDENTIALS_KEY_SECRET
           value: {{ include "entrepot.secret.credentialsKey" . }}
+        {{- if not .Values.token.users.existingSecret }}
+        - name: ENTREPOT_USERS_SECRET
+          value: {{ include "entrepot.secret.users" . }}
+        {{- end }}
         # Passwords and keys are not given: it makes them, or reads them from the Secrets.
         - name: ENTREPOT_DATABASE_DSN
           value: {{ include "entrepot.dsn" (list . "entrepot_owner" .Values.database.name) | quote }}

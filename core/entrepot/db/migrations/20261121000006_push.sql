@@ -4,6 +4,9 @@
 alter table repository add column is_mirror boolean not null default false;
 comment on column repository.is_mirror is 'the Repository has spec.mirror: no push, no delete';
 
+-- A version that is pinned stays.
+alter table distribution add constraint distribution_pinned foreign key (repository, pinned) references version (repository, number);
+
 -- An upload session. What stands here is durable: an answer that names an offset is given after this row says so. The bytes are in
 -- parts of a multipart upload (object_key, part_etags) and what is left over after them in tail (in PostgreSQL up to the inline limit) or in
 -- an object of its own (tail_key); an upload without parts whose bytes are in tail_key needs no multipart at all.
@@ -583,4 +586,5 @@ revoke all on object, blob, sync_run from entrepot_keeper;
 alter table object alter column owner type text collate "default";
 revoke all on ledger, sync_run from entrepot_registry;
 drop table upload;
+alter table distribution drop constraint distribution_pinned;
 alter table repository drop column is_mirror;

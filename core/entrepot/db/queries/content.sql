@@ -64,6 +64,16 @@ insert into object (key, owner) select key, :owner from unnest(:keys::text[]) as
 -- Remembers the multipart upload of an object, so that it can be aborted by whoever cleans up.
 update object set upload_id = :upload_id where key = :key;
 
+-- name: usable_objects
+-- Which of these objects a blob may point at: those on record that nobody has marked for removal, locked until the transaction ends, and those
+-- that a blob points at already, since an answer may have been lost.
+with ours as (
+    select key from object where key = any (:keys::text[]) and delete_after is null order by key for update
+)
+select key from ours
+union all
+select object_key collate "C" from blob where object_key = any (:keys::text[]);
+
 -- name: store_blobs
 -- Points blobs at their verified bytes, in S3 (key) or inline. A digest that another writer stored first keeps that one's bytes, unless
 -- those were found damaged since. In the order of digests, as everywhere, so that two writers wait for each other and never in a circle.

@@ -3,21 +3,21 @@
 insert into repository (namespace, name, resource_uid, last_number)
 values (:namespace, :name, :resource_uid, :last_number)
 on conflict (namespace, name) where deleted_at is null do nothing
-returning id, uuid, namespace, name, resource_uid, latest, last_number, projected, deleted_at;
+returning id, uuid, namespace, name, resource_uid, latest, last_number, projected, is_mirror, deleted_at;
 
 -- name: live_repository^
 -- The repository of a name.
-select id, uuid, namespace, name, resource_uid, latest, last_number, projected, deleted_at
+select id, uuid, namespace, name, resource_uid, latest, last_number, projected, is_mirror, deleted_at
 from repository where namespace = :namespace and name = :name and deleted_at is null;
 
 -- name: own_repository^
 -- The newest repository that a resource had, living or deleted.
-select id, uuid, namespace, name, resource_uid, latest, last_number, projected, deleted_at
+select id, uuid, namespace, name, resource_uid, latest, last_number, projected, is_mirror, deleted_at
 from repository where resource_uid = :resource_uid and namespace = :namespace order by id desc limit 1;
 
 -- name: deleted_repository^
 -- A deleted repository of a namespace, whose content is still there.
-select id, uuid, namespace, name, resource_uid, latest, last_number, projected, deleted_at
+select id, uuid, namespace, name, resource_uid, latest, last_number, projected, is_mirror, deleted_at
 from repository where uuid = :uuid and namespace = :namespace and deleted_at is not null;
 
 -- name: take_repository^
@@ -28,12 +28,16 @@ where r.id = :repository and r.namespace = :namespace
         select from repository o
         where o.namespace = r.namespace and o.name = :name and o.deleted_at is null and o.id <> r.id
     )
-returning id, uuid, namespace, name, resource_uid, latest, last_number, projected, deleted_at;
+returning id, uuid, namespace, name, resource_uid, latest, last_number, projected, is_mirror, deleted_at;
 
 -- name: delete_repository!
 -- The tombstone: content stays until purge_after.
 update repository set deleted_at = now(), purge_after = now() + :grace::interval
 where id = :repository and deleted_at is null;
+
+-- name: set_mirror!
+-- Whether clients may write. This waits for writes that are under way; later ones see it.
+update repository set is_mirror = :is_mirror where id = :repository and is_mirror <> :is_mirror;
 
 -- name: raise_number!
 -- Numbers that resources have shown are not given again.
@@ -52,6 +56,11 @@ select namespace, name, latest from repository where deleted_at is null and late
 select number, base, created_at, cause_kind, cause_name, is_step, added_tags, removed_tags, added_manifests, removed_manifests,
     added_blobs, removed_blobs, added_signatures, removed_signatures, tags, manifests, indexes, blobs, signatures, size
 from version where repository = :repository and number = :number;
+
+-- name: find_version^
+-- Whether a repository has a version, and its newest ones.
+select exists (select from version where repository = :repository and number = :number) as found,
+    array(select number from version where repository = :repository order by number desc limit :maximum) as newest;
 
 -- name: shown_versions
 -- The newest versions that are no steps, and those that a Distribution pins.
@@ -236,18 +245,18 @@ where uuid <> :uuid and ((namespace = :namespace and name = :name) or base_path 
 
 -- name: upsert_distribution^
 -- A Distribution as it is served from now on; a row only if that changed anything.
-insert into distribution (uuid, namespace, name, base_path, repository, access)
-values (:uuid, :namespace, :name, :base_path, :repository, :access)
+insert into distribution (uuid, namespace, name, base_path, repository, access, pinned, redirect)
+values (:uuid, :namespace, :name, :base_path, :repository, :access, :pinned, :redirect)
 on conflict (uuid) do update set
     namespace = excluded.namespace, name = excluded.name, base_path = excluded.base_path, repository = excluded.repository,
-    pinned = null, redirect = null, access = excluded.access
+    access = excluded.access, pinned = excluded.pinned, redirect = excluded.redirect
 where (distribution.base_path, distribution.repository, distribution.access, distribution.pinned, distribution.redirect)
-    is distinct from (excluded.base_path, excluded.repository, excluded.access, null::bigint, null::boolean)
+    is distinct from (excluded.base_path, excluded.repository, excluded.access, excluded.pinned, excluded.redirect)
 returning uuid;
 
 -- name: served_distribution^
 -- What is served for a Distribution at present.
-select d.base_path, d.access, d.repository, r.latest, r.name as repository_name
+select d.base_path, d.repository, d.pinned, r.latest, r.name as repository_name
 from distribution d join repository r on r.id = d.repository where d.uuid = :uuid;
 
 -- name: distribution_names

@@ -111,6 +111,8 @@ def no_blocking(request: pytest.FixtureRequest) -> Iterator[None]:
                 function.can_block_in("asyncpg/connect_utils.py", {"_parse_connect_dsn_and_args"})
                 # Only for an unforeseen error, whose report should say what it was.
                 function.can_block_in("structlog/tracebacks.py", {"extract"})
+                # Reading a kubeconfig, once a process.
+                function.can_block_in("entrepot_token/reviews.py", {"open_cluster"})
                 # Finding dbmate and starting it: once a process, in the init container.
                 function.can_block_in("entrepot/db/migrate.py", {"_dbmate", "migrate"})
         yield

@@ -17,6 +17,8 @@ from entrepot.oci.manifest import Manifest, config_platform, parse
 if TYPE_CHECKING:
     from entrepot.blobs.store import BlobStore
 
+TEST = Cause("Test", "test")
+
 
 def sha256(data: bytes) -> str:
     """The digest of bytes."""
@@ -152,15 +154,19 @@ async def put(owner: Connection, *manifests: Manifest | Image) -> list[int]:
     return [ids[str(record.manifest.digest)] for record in records]
 
 
-async def commit(owner: Connection, repository: int, change: Change, *, ledger: LedgerEntry | None = None) -> Commit:
-    """Commit a change as a test."""
-    return await content.commit(owner, repository, change=change, cause=Cause("Test", "test"), ledger=ledger)
+async def commit(
+    owner: Connection, repository: int, change: Change, *, ledger: LedgerEntry | None = None, cause: Cause = TEST
+) -> Commit:
+    """Commit a change, as a test if nothing else is said."""
+    return await content.commit(owner, repository, change=change, cause=cause, ledger=ledger)
 
 
-async def push(owner: Connection, repository: int, tag: str, *images: Image, s3: BlobStore | None = None) -> str:
+async def push(
+    owner: Connection, repository: int, tag: str, *images: Image, s3: BlobStore | None = None, cause: Cause = TEST
+) -> str:
     """Store and tag an image, or an index of several; gives the digest of what is tagged."""
     await store(owner, repository, *(blob for one in images for blob in one.blobs), s3=s3)
     tagged: Manifest | Image = images[0] if len(images) == 1 else index(*images)
     ids = await put(owner, *images, *([tagged] if isinstance(tagged, Manifest) else []))
-    await commit(owner, repository, Change(tags={tag: ids[-1]}, add_manifests=ids))
+    await commit(owner, repository, Change(tags={tag: ids[-1]}, add_manifests=ids), cause=cause)
     return str(tagged.digest)

@@ -21,11 +21,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from yarl import URL
 
 from entrepot import logs
-from entrepot.blobs.store import BlobStore, open_store
+from entrepot.blobs.store import BlobStore, BufferSettings, open_store
 from entrepot.db.pool import Connection, connect
 from entrepot.settings import DatabaseSettings, S3Settings
 from entrepot.web.service import WebService
 from entrepot.web.settings import WebSettings
+from entrepot.web.traces import TracesSettings
 from entrepot_registry.app import open_registry
 from entrepot_registry.settings import RegistrySettings
 from entrepot_token.app import open_token_service
@@ -158,11 +159,16 @@ class Running:
         """Statements the registry has sent to PostgreSQL."""
         return await self.metric(r"entrepot_registry_database_statements_total\{")
 
+    async def storage_calls(self, operation: str = "") -> float:
+        """Calls of S3 that the registry has made: all, or those of an operation (PutObject)."""
+        return await self.metric(rf'entrepot_registry_storage_call_seconds_count\{{operation="{operation}')
+
 
 @asynccontextmanager
 async def running(
     database: Database, s3: S3Settings, keys: Path, *, web: WebSettings = WEB, registry_database: DatabaseSettings | None = None,
-    token: dict[str, Any] | None = None, **registry: Any,
+    token: dict[str, Any] | None = None, buffers: BufferSettings | None = None, tracing: TracesSettings | None = None,
+    **registry: Any,
 ) -> AsyncIterator[Running]:  # fmt: skip
     """Both services over a database and a bucket; further arguments are settings of the registry."""
     if not keys.exists():
@@ -188,8 +194,9 @@ async def running(
         settings = dataclasses.replace(settings, **registry)
         service = await stack.enter_async_context(
             open_registry(
-                settings, web_settings=web, database=registry_database or database.settings("registry"), s3=s3
-            )
+                settings, web_settings=web, database=registry_database or database.settings("registry"), s3=s3, buffers=buffers,
+                tracing=tracing,
+            )  # fmt: skip
         )
         http = await stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
         made = Running(service, issuer, owner, store, http, keys)

@@ -27,7 +27,7 @@ __all__ = ["highest_shown", "latest_version", "project", "size_text", "view_name
 
 _MAX_SERVED_BY = 100
 _MAX_CAUSE = 253
-"""Of a version that got many tags at once the schema takes the first ones."""
+"""As the schema has it."""
 
 
 def view_name(repository: str, number: int) -> str:

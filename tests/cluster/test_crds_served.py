@@ -460,6 +460,8 @@ def test_the_examples_are_accepted(kubectl: Kubectl, namespace: str) -> None:
     for file in files:
         for document in yaml.safe_load_all(file.read_text()):
             document["metadata"].pop("namespace", None)
+            for subject in document.get("subjects", []):
+                subject["namespace"] = namespace
             create = ("create", "--dry-run=server", "-f", "-")
             scope = () if document["kind"] == "Namespace" else ("--namespace", namespace)
             done = kubectl(*create, *scope, input=yaml.safe_dump(document), check=False)

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from entrepot.db.content import Cause
 from entrepot.settings import S3Settings
 from tests.cluster.operator_harness import (
     SYSTEM,
@@ -195,11 +196,13 @@ class Demo:
             len(fields.get("failed_tags", [])),
         )
 
-    def push(self, tag: str, *, name: str = "app") -> None:
+    def push(self, tag: str, *, name: str = "app", cause: str = "Test") -> None:
         row = self.row(name)
 
         async def work(connection: Any) -> None:
-            await push(connection, row["id"], tag, image(f"{self.namespace}-{name}-{tag}".encode()))
+            await push(
+                connection, row["id"], tag, image(f"{self.namespace}-{name}-{tag}".encode()), cause=Cause(cause, tag)
+            )
 
         self.operator.on_database(work)
 
@@ -338,6 +341,45 @@ def test_a_push_from_anywhere_becomes_visible_without_any_change_of_a_resource(d
     demo.push("1.0")
     wait_until(lambda: demo.status("repositories", "app").get("latestVersion", {}).get("number") == 1, what="it shows")
     assert demo.get("repositoryversions", "app-v1") is not None
+
+
+def test_pushes_become_versions_and_steps_lose_their_object(demo: Demo) -> None:
+    demo.apply("Repository", "app", {})
+    demo.wait("repositories", "app", "Available")
+
+    def views() -> dict[str, Any]:
+        found = demo.api.items(ours("repositoryversions", demo.namespace))
+        return {v["metadata"]["name"]: v.get("status", {}).get("cause") for v in found}
+
+    demo.push("1.0", cause="Push")
+    wait_until(lambda: views() == {"app-v1": {"kind": "Push", "name": "1.0"}}, what="the first push is shown")
+    demo.push("1.1", cause="Push")
+    wait_until(lambda: views() == {"app-v2": {"kind": "Push", "name": "1.1"}}, what="the first is a step now")
+    demo.operator.sql("update version set created_at = now() - interval '11 minutes'")
+    demo.push("1.2", cause="Push")
+    wait_until(lambda: set(views()) == {"app-v2", "app-v3"}, what="a push after a while follows no step")
+
+
+def test_a_mirror_takes_no_writes_and_does_once_it_is_none(demo: Demo) -> None:
+    demo.apply("Repository", "app", {})
+    demo.wait("repositories", "app", "Available")
+    assert not demo.row()["is_mirror"]
+    demo.remote()
+    demo.mirror(suspend=True)
+    demo.wait("repositories", "app", "Suspended")
+    assert demo.row()["is_mirror"]
+    demo.mirror()
+    run = demo.active()
+    assert demo.row()["is_mirror"], "before a sync begins"
+    wait_until(lambda: len(demo.jobs()) == 1, what="the Job is there")
+    demo.push("1.0")
+    demo.apply("Repository", "app", {"description": "mine now"})
+    body = demo.wait("repositories", "app", "Available", status="True")
+    assert body["status"]["latestVersion"]["number"] == 1, "the content stays"
+    assert not demo.row()["is_mirror"]
+    assert [r["id"] for r in demo.runs() if r["finished_at"] and r["reason"] == "MirrorRemoved"] == [run["id"]]
+    assert "sync" not in body["status"]
+    wait_until(lambda: demo.jobs() == [], what="the Job is gone")
 
 
 def test_only_the_newest_versions_have_an_object(demo: Demo) -> None:
@@ -892,15 +934,105 @@ def test_a_path_that_was_wanted_while_there_was_nothing_to_serve_is_given_back(d
     )
 
 
-def test_what_is_not_public_any_more_is_not_served(demo: Demo) -> None:
+def served(demo: Demo, name: str = "app") -> dict[str, Any] | None:
+    """The row that says what a Distribution serves."""
+    rows = demo.operator.sql(
+        "select base_path, access, pinned, redirect from distribution where namespace = $1 and name = $2",
+        demo.namespace,
+        name,
+    )
+    return dict(rows[0]) if rows else None
+
+
+def test_who_may_pull_and_where_bytes_come_from_is_as_the_spec_says_now(demo: Demo) -> None:
     demo.apply("Repository", "app", {})
+    row = {"base_path": f"{demo.namespace}/app", "access": "Public", "pinned": None, "redirect": None}
+    for spec in (
+        {"access": "Public"},
+        {"access": "Authenticated"},
+        {"access": "Private", "redirect": False},
+        {"access": "Private", "redirect": True},
+        {"access": "Public"},
+    ):
+        demo.distribution(**spec)
+        demo.wait("distributions", "app", "Serving")
+        assert served(demo) == row | spec
+
+
+def test_a_pinned_version_is_served_whatever_is_pushed_and_is_always_shown(demo: Demo) -> None:
+    demo.apply("Repository", "app", {})
+    demo.wait("repositories", "app", "Available")
+    demo.push("1.0")
+    demo.distribution("latest", basePath=f"{demo.namespace}/latest")
+    demo.distribution(version=1, redirect=True)
+    body = demo.wait("distributions", "app", "Serving")
+    assert body["status"]["servedVersion"] == 1
+    assert served(demo) == {"base_path": f"{demo.namespace}/app", "access": "Public", "pinned": 1, "redirect": True}
+    for number in range(2, 14):
+        demo.push(f"1.{number}")
+
+    def shown() -> dict[str, Any]:
+        views = demo.api.items(ours("repositoryversions", demo.namespace))
+        return {v["metadata"]["name"]: v.get("status", {}).get("servedBy") for v in views}
+
+    wanted = {f"app-v{n}": None for n in range(4, 13)} | {"app-v1": ["app"], "app-v13": ["latest"]}
+    wait_until(lambda: shown() == wanted, what="the newest ten and the pinned one, with who serves them")
+    wait_until(lambda: demo.status("distributions", "latest").get("servedVersion") == 13, what="the latest is served")
+    assert demo.status("distributions", "app")["servedVersion"] == 1
+    # Without the pin it follows, and the old version has no object any more.
     demo.distribution()
+    wait_until(lambda: demo.status("distributions", "app").get("servedVersion") == 13, what="it follows the latest")
+    assert (served(demo) or {})["pinned"] is None
+    wait_until(lambda: "app-v1" not in shown() and shown()["app-v13"] == ["app", "latest"], what="the view goes")
+
+
+def test_a_version_that_does_not_exist_stalls_names_what_there_is_and_is_served_once_it_exists(demo: Demo) -> None:
+    demo.apply("Repository", "app", {})
+    demo.distribution(version=3)
+    body = demo.wait("distributions", "app", "VersionNotFound", status="False")
+    assert "no version 3" in condition(body, "Stalled")["message"]
+    assert "empty" in condition(body, "Stalled")["message"]
+    assert "registryPath" not in body["status"]
+    assert served(demo) is None
+    demo.push("1.0")
+    demo.push("1.1")
+    wait_until(
+        lambda: "newest are 2, 1;" in condition(demo.get("distributions", "app"), "Ready")["message"],
+        what="it names the versions that there are",
+    )
+    demo.push("1.2")
+    body = demo.wait("distributions", "app", "Serving")
+    assert body["status"]["servedVersion"] == 3
+    wait_until(
+        lambda: demo.status("repositoryversions", "app-v3").get("servedBy") == ["app"], what="the view shows who serves"
+    )
+
+
+def test_while_the_version_is_wanting_what_was_served_is_served_on_to_those_whom_the_spec_names(demo: Demo) -> None:
+    demo.apply("Repository", "app", {})
+    demo.wait("repositories", "app", "Available")
+    demo.push("1.0")
+    demo.push("1.1")
+    demo.distribution(version=1)
     demo.wait("distributions", "app", "Serving")
-    demo.distribution(access="Private")
-    demo.wait("distributions", "app", "NotYetSupported")
-    assert demo.operator.sql("select 1 from distribution where namespace = $1", demo.namespace) == []
-    demo.distribution()
+    demo.distribution(version=9, access="Private", basePath=f"{demo.namespace}/new")
+    body = demo.wait("distributions", "app", "VersionNotFound")
+    assert "version 1 is served meanwhile" in condition(body, "Stalled")["message"]
+    assert body["status"]["servedVersion"] == 1
+    assert body["status"]["registryPath"] == f"localhost:30500/{demo.namespace}/new"
+    assert served(demo) == {"base_path": f"{demo.namespace}/new", "access": "Private", "pinned": 1, "redirect": None}
+    # A path that cannot be had is no way to stay open to all either.
+    demo.distribution(version=1, access="Public")
     demo.wait("distributions", "app", "Serving")
+    demo.distribution(version=1, access="Authenticated", basePath="elsewhere/app")
+    demo.wait("distributions", "app", "BasePathNotAllowed")
+    row = {"base_path": f"{demo.namespace}/app", "access": "Authenticated", "pinned": 1, "redirect": None}
+    assert served(demo) == row
+    # What another Repository had is not served in place of what this one lacks.
+    demo.apply("Repository", "other", {})
+    demo.distribution(repository="other", version=1)
+    demo.wait("distributions", "app", "VersionNotFound")
+    assert served(demo) is None
 
 
 def test_a_deleted_repository_is_not_served_and_a_new_one_is(demo: Demo) -> None:
@@ -915,8 +1047,6 @@ def test_a_deleted_repository_is_not_served_and_a_new_one_is(demo: Demo) -> None
 
 def test_a_distribution_remade_by_force_gets_its_path_back(demo: Demo) -> None:
     demo.apply("Repository", "app", {})
-    demo.distribution(access="Private")
-    demo.wait("distributions", "app", "NotYetSupported")
     demo.distribution()
     demo.wait("distributions", "app", "Serving")
     # As after an etcd that went back in time: the row's resource never existed.

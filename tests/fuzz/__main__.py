@@ -17,7 +17,7 @@ _NAMES = ("route", "names", "manifest", "config", "ranges", "accept", "scope", "
 def fuzz(name: str, seconds: int, directory: Path) -> None:
     """Fuzz in this process until the time is up, which ends it, or something is found, which does so with a failure."""
     try:
-        import atheris
+        import atheris  # type: ignore[import-untyped]
     except ImportError:
         # Only where there is no atheris for the processor.
         from tests.fuzz.targets import SEEDS, TARGETS
@@ -55,7 +55,9 @@ def run(name: str, seconds: int) -> bool:
         last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         print(f"{name}: nothing found in {seconds} s. {last}")
         return True
-    print(f"{name}: FOUND {found}\n{done.stderr.decode(errors='replace')[-4000:]}{done.stdout.decode(errors='replace')[-2000:]}")
+    print(
+        f"{name}: FOUND {found}\n{done.stderr.decode(errors='replace')[-4000:]}{done.stdout.decode(errors='replace')[-2000:]}"
+    )
     return False
 
 

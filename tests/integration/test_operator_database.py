@@ -235,8 +235,8 @@ async def test_a_row_is_written_when_anything_of_a_distribution_changes(
         {"access": "Private", "pinned": 2, "redirect": True},
         {},
     ):
-        assert await put(**changed)  # type: ignore[arg-type]
-        assert not await put(**changed), "the same again changes nothing"  # type: ignore[arg-type]
+        assert await put(**changed)
+        assert not await put(**changed), "the same again changes nothing"
         assert await written() == (changed.get("access", "Public"), changed.get("pinned"), changed.get("redirect"))
 
 

@@ -165,6 +165,15 @@ FORBIDDEN = [
     ("syncer", "insert into distribution (uuid) values (gen_random_uuid())"),
     ("syncer", "update sync_run set spec = '{}'"),
     ("syncer", "delete from blob"),
+    ("keeper", "insert into object (key, owner) values ('', '')"),
+    ("keeper", "update object set owner = ''"),
+    ("keeper", "select tail from upload"),
+    ("keeper", "update upload set touched_at = now()"),
+    ("keeper", "select inline from blob"),
+    ("keeper", "delete from blob"),
+    ("keeper", "select spec from sync_run"),
+    ("keeper", "select * from repository"),
+    ("keeper", "select * from remote_credential"),
 ]
 
 
@@ -184,7 +193,7 @@ async def test_only_the_syncer_may_commit_content(setup: SetUp) -> None:
             "select bool_or(has_function_privilege(oid, 'execute')) from pg_proc where proname = 'commit_content'"
         )
         await connection.close()
-    assert may == {"operator": False, "registry": False, "token": False, "syncer": True}
+    assert may == {"operator": False, "registry": False, "token": False, "syncer": True, "keeper": False}
 
 
 ALLOWED = [
@@ -195,6 +204,9 @@ ALLOWED = [
     ("operator", "select * from sync_run"),
     ("syncer", "select ciphertext from remote_credential"),
     ("syncer", "select * from sync_run"),
+    ("keeper", "delete from upload where touched_at < now() - interval '1 day'"),
+    ("keeper", "delete from object where delete_after <= now()"),
+    ("keeper", "select object_key from blob"),
     *((part, "select max(version) from schema_migrations") for part in PARTS),
 ]
 

@@ -21,7 +21,8 @@ from aiobotocore.session import AioSession, get_session
 
 from entrepot.blobs.budget import ByteBudget
 from entrepot.blobs.failures import ObjectMissing, translated
-from entrepot.blobs.upload import BufferSettings, Multipart, Upload, checksum
+from entrepot.blobs.settings import BufferSettings
+from entrepot.blobs.upload import Multipart, Upload, checksum
 from entrepot.errors import StorageUnavailable
 from entrepot.settings import S3Settings
 

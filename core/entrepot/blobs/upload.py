@@ -1,8 +1,4 @@
-"""An object on its way to S3, in parts that are sent while the next one fills, out of one budget of bytes for the whole process.
-
-S3's own limits: 10,000 parts, each but the last at least 5 MiB. Part sizes double every thousand parts, so that the memory of ordinary
-layers is that of a few small parts and 10,000 of them are enough for more than 200 GB with the default settings.
-"""
+"""An object on its way to S3, in parts that are sent while the next one fills, out of one budget of bytes for the whole process."""
 
 from __future__ import annotations
 
@@ -13,60 +9,20 @@ import io
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from entrepot.blobs.budget import ByteBudget
 from entrepot.blobs.failures import translated
+from entrepot.blobs.settings import MAX_PARTS, MIN_PART, BufferSettings
 from entrepot.errors import StorageUnavailable
-from entrepot.settings import SettingInvalid, Settings
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
 
-__all__ = ["MIN_PART", "BufferSettings", "Multipart", "Upload", "checksum"]
+__all__ = ["Multipart", "Upload", "checksum"]
 
-_MIB = 1024 * 1024
-MIN_PART = 5 * _MIB
-"""S3: bytes of each part of a multipart upload but the last."""
-_PARTS_PER_SIZE = 1000
-_MAX_PARTS = 10_000
 _PATIENCE = 5
 """Seconds that parts on their way may take when their upload is given up."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BufferSettings(Settings):
-    """How much memory the bytes under way may take."""
-
-    prefix: ClassVar[str] = "ENTREPOT_BUFFER_"
-
-    budget: int = 48 * _MIB
-    """Bytes of all buffers of a process together."""
-
-    part_size: int = 8 * _MIB
-    """Bytes of the first parts of a multipart upload; at least 5 MiB, which is S3's own limit."""
-
-    parts_in_flight: int = 2
-    """Parts of one upload that are sent while the next one fills."""
-
-    def __post_init__(self) -> None:
-        if self.part_size < MIN_PART:
-            raise SettingInvalid(f"{self.prefix}PART_SIZE must be at least {MIN_PART} (5 MiB), not {self.part_size}")
-        if self.budget < 2 * self.part_size:
-            raise SettingInvalid(
-                f"{self.prefix}BUDGET must be at least two parts, {2 * self.part_size}, not {self.budget}"
-            )
-        if self.parts_in_flight < 1:
-            raise SettingInvalid(f"{self.prefix}PARTS_IN_FLIGHT must be at least 1")
-
-    def size_of_part(self, number: int) -> int:
-        """Bytes of a part, the first being number 0: more towards the end, and never more than half of the budget."""
-        return min(self.part_size << (number // _PARTS_PER_SIZE), max(self.part_size, self.budget // 2))
-
-    @property
-    def largest_object(self) -> int:
-        """Bytes that all parts together hold."""
-        return _PARTS_PER_SIZE * sum(self.size_of_part(first) for first in range(0, _MAX_PARTS, _PARTS_PER_SIZE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +159,8 @@ class Upload:
 
     async def _flush(self, buffer: io.BytesIO) -> None:
         """Send the part that has filled, in the background."""
-        if self._number == _MAX_PARTS:
-            raise StorageUnavailable(f"an object has at most {_MAX_PARTS} parts: raise {self._buffers.prefix}PART_SIZE")
+        if self._number == MAX_PARTS:
+            raise StorageUnavailable(f"an object has at most {MAX_PARTS} parts: raise {self._buffers.prefix}PART_SIZE")
         if self._upload_id is None:
             with translated(self._key):
                 answer = await self._client.create_multipart_upload(**self._target)  # type: ignore[arg-type]

@@ -52,10 +52,11 @@ class Referrer:
 
 @dataclass(frozen=True, slots=True)
 class Referrers:
-    """In the order of digests; `place` is None if the name stands for nothing."""
+    """A page in the order of digests; `place` is None if the name stands for nothing."""
 
     place: Place | None
     found: tuple[Referrer, ...]
+    has_more: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +99,12 @@ async def find_referrers(
 ) -> Referrers:
     """At most `count` referrers after the digest `last` (empty: from the first), of any type if `types` is empty.
 
-    `tag` is where old clients list the referrers. `size`: bytes after which there are no more, the first aside. Raises `DatabaseUnavailable`.
+    `tag` is where old clients list the referrers. The page ends with the one that makes it `size` bytes or more. Raises `DatabaseUnavailable`.
     """
     with translated():
         rows = await all_rows(
             _sql.find_referrers(
-                connection, name=name, digest=digest, tag=tag, types=list(types), last=last, count=count, bytes=size
+                connection, name=name, digest=digest, tag=tag, types=list(types), last=last, count=count + 1, bytes=size
             )
         )
     found = [
@@ -111,7 +112,7 @@ async def find_referrers(
         for row in rows
         if row["digest"] is not None
     ]
-    return Referrers(_place(rows), tuple(found))
+    return Referrers(_place(rows), tuple(found[:count]), bool(found) and rows[0]["listed"] > len(found[:count]))
 
 
 async def find_signatures(

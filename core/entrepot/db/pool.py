@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -21,8 +21,8 @@ __all__ = [
     "REQUIRED_SCHEMA",
     "Connection",
     "Pool",
-    "all_rows",
     "PoolObserver",
+    "all_rows",
     "connect",
     "open_pool",
     "queries",
@@ -149,18 +149,18 @@ async def open_pool(
             await _close(pool)
 
 
-class _ObservedPool(asyncpg.Pool):  # type: ignore[type-arg]
+class _ObservedPool(asyncpg.Pool):
     """A pool that tells how long it let its callers wait."""
 
     observer: PoolObserver | None = None
 
-    def acquire(self, *, timeout: float | None = None) -> PoolAcquireContext:  # type: ignore[type-arg,override]
+    def acquire(self, *, timeout: float | None = None) -> PoolAcquireContext:
         context = _ObservedAcquire(self, timeout)
         context.observer = self.observer
         return context
 
 
-class _ObservedAcquire(PoolAcquireContext):  # type: ignore[type-arg]
+class _ObservedAcquire(PoolAcquireContext):
     observer: PoolObserver | None = None
 
     async def __aenter__(self) -> Any:
@@ -178,7 +178,7 @@ class _ObservedAcquire(PoolAcquireContext):  # type: ignore[type-arg]
         return connection
 
 
-def _initializer(observer: PoolObserver | None) -> Callable[[Connection], Awaitable[None]]:
+def _initializer(observer: PoolObserver | None) -> Callable[[Any], Coroutine[Any, Any, None]]:
     """What is done to a new connection: our types, and our ear, which asyncpg calls in the context of who asked."""
     if observer is None:
         return _prepare

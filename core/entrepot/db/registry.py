@@ -51,6 +51,8 @@ class FoundManifest(msgspec.Struct, frozen=True, gc=False):
     media_type: str
     size: int
     body: bytes | None
+    is_stale: bool | None = None
+    """It was not touched for long: who is told that it is there relies on it for a while."""
 
 
 class BlobQuery(msgspec.Struct, frozen=True, gc=False):
@@ -70,6 +72,8 @@ class FoundBlob(msgspec.Struct, frozen=True, gc=False):
     inline: bytes | None
     redirect: bool | None
     """Whether the distribution wants redirects to S3; None: as the registry's setting says."""
+    stale: tuple[int, int] | None = None
+    """Repository and blob, by id, if it was not touched for long: who is told that it is there relies on it for a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +89,10 @@ _NO_BLOB = FoundBlob(None, None, None, None, None)
 
 
 async def find_manifests(
-    connection: Connection, asked: Sequence[ManifestQuery], *, grace: timedelta
+    connection: Connection, asked: Sequence[ManifestQuery], *, grace: timedelta, fresh: timedelta
 ) -> list[FoundManifest]:
-    """One answer a question, in order. What is asked for by digest is found for `grace` after it left the latest version.
+    """One answer a question, in order. What is asked for by digest is found for `grace` after it left the latest version; stale is what was
+    not touched for `fresh`.
 
     Raises:
         DatabaseUnavailable: PostgreSQL does not answer.
@@ -95,6 +100,7 @@ async def find_manifests(
     with translated():
         rows = await connection.fetch(
             _FIND_MANIFESTS,
+            fresh,
             [q.name for q in asked],
             [q.tag for q in asked],
             [q.digest for q in asked],
@@ -102,9 +108,9 @@ async def find_manifests(
             grace,
         )
     answers = [_NO_MANIFEST] * len(asked)
-    for position, uuid, access, digest, media_type, size, body in rows:
+    for position, uuid, access, digest, media_type, size, body, is_stale in rows:
         place = Place(uuid, access) if uuid is not None else None
-        answers[position - 1] = FoundManifest(place, digest, media_type or "", size or 0, body)
+        answers[position - 1] = FoundManifest(place, digest, media_type or "", size or 0, body, is_stale)
     return answers
 
 
@@ -118,20 +124,24 @@ async def manifest_bodies(connection: Connection, digests: Sequence[str]) -> lis
     return answers
 
 
-async def find_blobs(connection: Connection, asked: Sequence[BlobQuery], *, grace: timedelta) -> list[FoundBlob]:
-    """One answer a question, in order. Raises `DatabaseUnavailable`."""
+async def find_blobs(
+    connection: Connection, asked: Sequence[BlobQuery], *, grace: timedelta, fresh: timedelta
+) -> list[FoundBlob]:
+    """One answer a question, in order; stale is what was not touched for `fresh`. Raises `DatabaseUnavailable`."""
     with translated():
         rows = await connection.fetch(
             _FIND_BLOBS,
             [q.name for q in asked],
             [q.digest for q in asked],
             [q.with_inline for q in asked],
+            fresh,
             grace,
         )
     answers = [_NO_BLOB] * len(asked)
-    for position, uuid, access, redirect, size, object_key, inline in rows:
+    for position, uuid, access, redirect, size, object_key, inline, stale, repository in rows:
         place = Place(uuid, access) if uuid is not None else None
-        answers[position - 1] = FoundBlob(place, size, object_key, inline, redirect)
+        link = (repository, stale) if stale is not None else None
+        answers[position - 1] = FoundBlob(place, size, object_key, inline, redirect, link)
     return answers
 
 

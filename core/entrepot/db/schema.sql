@@ -983,6 +983,9 @@ ALTER TABLE ONLY public.distribution
     ADD CONSTRAINT distribution_base_path_fkey FOREIGN KEY (base_path) REFERENCES public.base_path_claim(path);
 
 ALTER TABLE ONLY public.distribution
+    ADD CONSTRAINT distribution_pinned FOREIGN KEY (repository, pinned) REFERENCES public.version(repository, number);
+
+ALTER TABLE ONLY public.distribution
     ADD CONSTRAINT distribution_repository_fkey FOREIGN KEY (repository) REFERENCES public.repository(id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY public.ledger

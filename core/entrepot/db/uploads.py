@@ -167,7 +167,7 @@ async def give_up_object(pool: Pool, *, key: str) -> None:
 
 
 async def store_pushed_blob(
-    pool: Pool, repository: int, *, digest: str, size: int, key: str | None = None, inline: bytes | None = None, upload: str | None = None
+    connection: Connection, repository: int, *, digest: str, size: int, key: str | None = None, inline: bytes | None = None, upload: str | None = None
 ) -> None:  # fmt: skip
     """Make verified bytes a blob of the repository, in one transaction, and end the upload that they came by.
 
@@ -177,35 +177,41 @@ async def store_pushed_blob(
     """
     with refusals():
         await _sql.store_pushed_blob(
-            pool, repository=repository, digest=digest, size=size, key=key, inline=inline, upload=upload
+            connection, repository=repository, digest=digest, size=size, key=key, inline=inline, upload=upload
         )
 
 
 async def mount_blob(
-    pool: Pool, repository: int, *, digest: str, source: str | None, readable: Mapping[str, UUID], grace: timedelta
+    connection: Connection,
+    repository: int,
+    *,
+    digest: str,
+    source: str | None,
+    readable: Mapping[str, UUID],
+    grace: timedelta,
 ) -> bool:
     """Link a blob that `source` (None: any name) serves, if it is public or among `readable`. Raises `DatabaseUnavailable`."""
     with translated():
         row = await _sql.mount_blob(
-            pool, repository=repository, digest=digest, source=source, names=list(readable), uuids=list(readable.values()), grace=grace
+            connection, repository=repository, digest=digest, source=source, names=list(readable), uuids=list(readable.values()), grace=grace
         )  # fmt: skip
     return row is not None
 
 
-async def hide_blob(pool: Pool, repository: int, *, digest: str) -> bool:
+async def hide_blob(connection: Connection, repository: int, *, digest: str) -> bool:
     """Hide a blob; False if there is none.
 
     Raises:
         RepositoryGone, RepositoryIsMirror, StillReferenced: nothing was changed.
     """
     with refusals():
-        return bool(await _sql.hide_blob(pool, repository=repository, digest=digest))
+        return bool(await _sql.hide_blob(connection, repository=repository, digest=digest))
 
 
-async def touch_blob(pool: Pool, repository: int, *, blob: int) -> bool:
+async def touch_blob(connection: Connection, repository: int, *, blob: int) -> bool:
     """Put off the collection of a blob; False if it was collected meanwhile. Raises `DatabaseUnavailable`."""
     with translated():
-        return bool(await _sql.touch_blob(pool, repository=repository, blob=blob))
+        return bool(await _sql.touch_blob(connection, repository=repository, blob=blob))
 
 
 def _target(row: Record) -> Target:

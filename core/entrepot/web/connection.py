@@ -17,6 +17,7 @@ from aiohttp.web_server import Server
 
 from entrepot.web.gate import Gate, malformed
 from entrepot.web.metrics import WebMetrics
+from entrepot.web.quick import QuickConnection
 from entrepot.web.settings import WebSettings
 
 __all__ = ["BoundedServer"]
@@ -27,7 +28,7 @@ _AFTER_THE_HANDLER = 1.0
 """Seconds: a streamed answer has the same limit in its handler, which knows what it breaks off, and is to be first."""
 
 
-class _Connection(RequestHandler):
+class _Connection(QuickConnection):
     """aiohttp's connection with times for what it leaves open."""
 
     __slots__ = ("_buffered", "_head_timeout", "_head_timer", "_metrics", "_stall_timeout", "_stall_timer", "_wire")

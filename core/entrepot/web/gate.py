@@ -17,14 +17,15 @@ from aiohttp.http_exceptions import HttpProcessingError
 from entrepot.errors import EntrepotError, Failed, RegistryError
 from entrepot.oci.errors import GrammarError, error_body
 from entrepot.web.access_log import AccessLog
+from entrepot.web.answers import Answer
 from entrepot.web.calls import Call
 from entrepot.web.metrics import WebMetrics
 from entrepot.web.proxies import Proxies
 from entrepot.web.traces import Traces
 
-__all__ = ["Gate", "Handler", "error_response"]
+__all__ = ["Gate", "Handler", "error_answer"]
 
-Handler = Callable[[Call], Awaitable[web.StreamResponse]]
+Handler = Callable[[Call], Awaitable[web.StreamResponse | Answer]]
 
 _RETRY_AFTER = 2
 """Seconds after which it is worth asking again when a part behind us is away."""
@@ -32,15 +33,14 @@ _RETRY_AFTER = 2
 _log = structlog.get_logger("web")
 
 
-def error_response(error: RegistryError) -> web.Response:
+def error_answer(error: RegistryError) -> Answer:
     """An error in the form of the distribution specification, "Error Codes"."""
-    headers = {"X-Content-Type-Options": "nosniff", **error.headers}
-    body = error_body(error.code, error.message, error.detail)
-    return web.Response(status=error.status, body=body, headers=headers, content_type="application/json")
+    headers = {"Content-Type": "application/json", "X-Content-Type-Options": "nosniff", **error.headers}
+    return Answer(error.status, headers, error_body(error.code, error.message, error.detail))
 
 
 class Gate:
-    """What aiohttp's server calls. `headers` are set on every answer that lacks them."""
+    """What aiohttp's server and its connections call. `headers` are set on every answer that lacks them."""
 
     def __init__(
         self,
@@ -64,9 +64,14 @@ class Gate:
         self.closing = False
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
-        call = Call(request)
+        """For aiohttp's server."""
+        answer = await self.run(Call(request))
+        return answer.as_response() if isinstance(answer, Answer) else answer
+
+    async def run(self, call: Call) -> web.StreamResponse | Answer:
+        """The answer to a request, whatever happens."""
         if self._proxies is not None:
-            call.client = self._proxies.client(call.client, request.headers.getall("X-Forwarded-For", ()))
+            call.client = self._proxies.client(call.client, call.request.headers.getall("X-Forwarded-For", ()))
         if self._traces is not None:
             call.span = self._traces.begin(call)
         if self._running >= self._max_requests:
@@ -74,7 +79,7 @@ class Gate:
             busy = RegistryError(
                 503, "UNAVAILABLE", "too many requests at once; try again", headers={"Retry-After": "1"}
             )
-            return self._finish(call, self._dress(call, error_response(busy)))
+            return self._finish(call, self._dress(call, error_answer(busy)))
         self._running += 1
         self._metrics.in_flight.inc()
         status = 499  # for the log of a request that nobody waits for any more
@@ -88,7 +93,7 @@ class Gate:
                 self._note(call, 499)
         return self._finish(call, response)
 
-    async def _answer(self, call: Call) -> web.StreamResponse:
+    async def _answer(self, call: Call) -> web.StreamResponse | Answer:
         try:
             response = await self._handler(call)
         except asyncio.CancelledError:
@@ -97,17 +102,18 @@ class Gate:
             if call.response is not None:
                 self._break_off(call, error)
                 return call.response
-            response = error_response(self._explain(call, error))
+            response = error_answer(self._explain(call, error))
         return self._dress(call, response) if call.response is None else response
 
-    def _dress(self, call: Call, response: web.StreamResponse) -> web.StreamResponse:
+    def _dress(self, call: Call, response: web.StreamResponse | Answer) -> web.StreamResponse | Answer:
         headers = response.headers
         headers["X-Request-Id"] = call.request_id
         for name, value in self._headers.items():
             if name not in headers:
                 headers[name] = value
-        if self.closing:
-            # So that the client's next request goes to a process that stays.
+        # When we go, the client's next request is to go to a process that stays. And what still comes of a body that nobody wants must not be
+        # taken for the next request, by us or by a proxy between.
+        if self.closing or not call.request.content.is_eof():
             response.force_close()
         if call.method != "HEAD":
             body = getattr(response, "body", None)
@@ -153,7 +159,7 @@ class Gate:
             500, "UNKNOWN", f"something went wrong here; the log has it under request id {call.request_id}"
         )
 
-    def _finish(self, call: Call, response: web.StreamResponse) -> web.StreamResponse:
+    def _finish(self, call: Call, response: web.StreamResponse | Answer) -> web.StreamResponse | Answer:
         self._note(call, response.status)
         return response
 
@@ -177,4 +183,4 @@ def malformed(error: BaseException | None, *, status: int) -> web.Response:
     message = "the request cannot be read"
     if isinstance(error, HttpProcessingError) and status != 500:
         message = f"the request cannot be read: {type(error).__name__}"
-    return error_response(RegistryError(status, "UNKNOWN" if status >= 500 else "UNSUPPORTED", message))
+    return error_answer(RegistryError(status, "UNKNOWN" if status >= 500 else "UNSUPPORTED", message)).as_response()

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import structlog
 
 from entrepot.errors import EntrepotError
-from entrepot.web.metrics import WebMetrics
+from entrepot.web.metrics import PartMetrics
 from entrepot.web.settings import WebSettings
 
 __all__ = ["Check", "NotReady", "Readiness"]
@@ -35,7 +35,7 @@ class NotReady(EntrepotError):
 class Readiness:
     """The checks of a service and their last results."""
 
-    def __init__(self, checks: Mapping[str, Check], *, settings: WebSettings, metrics: WebMetrics) -> None:
+    def __init__(self, checks: Mapping[str, Check], *, settings: WebSettings, metrics: PartMetrics) -> None:
         self._checks = dict(checks)
         self._failing = metrics.failing_checks
         self._interval = settings.readiness_interval.total_seconds()

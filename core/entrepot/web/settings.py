@@ -55,7 +55,8 @@ class WebSettings(Settings):
     """How long one readiness check may take."""
 
     trusted_proxies: tuple[str, ...] = ()
-    """Networks (10.0.0.0/8) whose X-Forwarded-For is believed: the client's address is the last one in it that is not theirs."""
+    """Networks (10.0.0.0/8) whose X-Forwarded-For is believed: the client's address is the last one in it that is not theirs. Their
+    X-Forwarded-Proto says whether a password came by TLS."""
 
     def __post_init__(self) -> None:
         for name in ("max_requests", "max_connections", "max_headers"):

@@ -7,6 +7,7 @@ never a query string, a token, a key of S3 or the values of a statement.
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Final
 
@@ -114,4 +115,7 @@ class Spans:
 
     def close(self) -> None:
         """Send what is left and end the thread; blocks, for seconds at most."""
-        self._provider.shutdown()
+        # By itself it would wait half a minute for a collector that hangs, and the process with it.
+        ending = threading.Thread(target=self._provider.shutdown, name="traces-end", daemon=True)
+        ending.start()
+        ending.join(_TIMEOUT)

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import Counter, Histogram
 
 from entrepot.web.metrics import WebMetrics
@@ -20,8 +22,12 @@ class Timings:
         self._statements = metrics.histogram("database_statement_seconds", "Time of statements.", "statement")
         self._statement_failures = metrics.counter("database_failures", "Statements that failed.", "statement")
         self._wait = metrics.histogram("database_pool_wait_seconds", "Time until the pool gave a connection.")
-        self._calls = metrics.histogram("storage_call_seconds", "Time of calls of S3, its retries included.", "operation")
-        self._call_failures = metrics.counter("storage_failures", "Calls of S3 that failed after all retries.", "operation")
+        self._calls = metrics.histogram(
+            "storage_call_seconds", "Time of calls of S3, its retries included.", "operation"
+        )
+        self._call_failures = metrics.counter(
+            "storage_failures", "Calls of S3 that failed after all retries.", "operation"
+        )
         self.traces: Traces | None = None
         self._children: dict[tuple[str, str], tuple[Histogram, Counter]] = {}
 
@@ -33,10 +39,15 @@ class Timings:
         """A call of S3 has ended, or has begun to give its body."""
         self._note("s3", operation, seconds=seconds, error=error)
 
-    def lookup(self, name: str, seconds: float) -> None:
-        """A lookup was answered that shared its statement with others: part of the request's trace alone, the statement being counted."""
-        if self.traces is not None:
-            self.traces.note("postgresql", name, seconds=seconds, error=None)
+    def lookup(self, name: str) -> Callable[[float], None] | None:
+        """Who is to be told how long a lookup took that shared its statement with others, and so is no statement of its request's own.
+
+        None without traces: the statement itself is counted anyway.
+        """
+        traces = self.traces
+        if traces is None:
+            return None
+        return lambda seconds: traces.note("postgresql", name, seconds=seconds, error=None)
 
     def pool_wait(self, seconds: float) -> None:
         """The pool has given a connection."""

@@ -36,7 +36,9 @@ class TracesSettings(Settings):
         if self.endpoint and (
             urlsplit(self.endpoint).scheme not in {"http", "https"} or not urlsplit(self.endpoint).hostname
         ):
-            raise SettingInvalid(f"{self.prefix}ENDPOINT must be http://host:port or https://host, not {self.endpoint!r}")
+            raise SettingInvalid(
+                f"{self.prefix}ENDPOINT must be http://host:port or https://host, not {self.endpoint!r}"
+            )
         if not 0 <= self.sample_ratio <= 1:
             raise SettingInvalid(f"{self.prefix}SAMPLE_RATIO must be from 0 to 1, not {self.sample_ratio:g}")
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from entrepot.web.metrics import WebMetrics
+from entrepot.web.metrics import PartMetrics
 
 __all__ = ["KeeperMetrics"]
 
 
-class KeeperMetrics(WebMetrics):
+class KeeperMetrics(PartMetrics):
     """What was done, what is left to do, and whether anybody does it."""
 
     def __init__(self) -> None:

@@ -57,6 +57,8 @@ class Grant:
     """Namespaces whose Private distributions the subject may see listed, besides what its being somebody shows; "*": all."""
     has_catalog: bool = False
     """Whether the catalog was asked for; only then `catalog` says anything."""
+    refused: frozenset[str] = frozenset()
+    """Names that the token was asked for and does nothing for: asking for another token is no use."""
 
     def allows(self, name: str, action: str) -> bool:
         """Whether the token grants this action on this name; the place that is found there is for `Guard.admit` to compare."""
@@ -76,7 +78,8 @@ def read_claims(token: str, key: PublicKey, *, audience: str, leeway: float) -> 
             options={"require": _REQUIRED, "strict_aud": True},
         )  # fmt: skip
         names, catalog = _names(claims), _catalog(claims)
-        return Grant(claims["sub"], float(claims["exp"]), names, catalog or frozenset(), catalog is not None)
+        refused = frozenset(map(str, claims.get("entrepot", {}).get("refused", ())[:_MAX_GRANTS]))
+        return Grant(claims["sub"], float(claims["exp"]), names, catalog or frozenset(), catalog is not None, refused)
     except (jwt.PyJWTError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise TokenInvalid(f"{type(error).__name__}: {error}") from error
 
@@ -109,6 +112,7 @@ class Guard:
         *,
         logins: Logins,
         cache_hits: Counter,
+        cache_misses: Counter,
         limit: RateLimit | None = None,
     ) -> None:
         self._keys = keys
@@ -118,6 +122,7 @@ class Guard:
         self._leeway = settings.clock_skew.total_seconds()
         self._origins = Origins(settings.external_urls)
         self._hits = cache_hits.labels("token")
+        self._misses = cache_misses.labels("token")
         self._verified: TLRUCache[bytes, Grant] = TLRUCache(
             settings.token_cache, ttu=lambda _key, grant, _now: grant.expires, timer=time.time
         )
@@ -127,14 +132,15 @@ class Guard:
     ) -> Grant:
         """The grant of the request's token; `name`, if given, is where it must allow the action: pull, push or delete.
 
-        `mount_from` is a further name that pull is asked for, in challenges and in exchange for a password; whether the grant allows it is
-        the caller's to see.
+        `mount_from` is a further name that pull is asked for, in challenges and in exchange for a password. A token that was never asked for
+        it is refused, so that the client asks for another, as it does where it has none; whether the grant allows it is the caller's to see.
 
         Raises RegistryError 401, for passwords also 403, 429 and 503, and `KeysUnavailable`.
         """
         grant = await self._counted(call, name, action, mount_from)
         call.subject = grant.subject or "anonymous"
-        if name is not None and not grant.allows(name, action):
+        unasked = mount_from is not None and mount_from not in grant.names and mount_from not in grant.refused
+        if name is not None and (not grant.allows(name, action) or unasked):
             raise self._challenge(
                 call,
                 _scope(name, action, mount_from),
@@ -209,6 +215,7 @@ class Guard:
         if grant is not None:
             self._hits.inc()
             return grant
+        self._misses.inc()
         if self._limit is not None:
             # A signature costs more to verify than a refusal to say.
             self._limit.check(call.client)

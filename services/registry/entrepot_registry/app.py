@@ -8,11 +8,14 @@ from typing import Protocol
 
 import aiohttp
 from aiohttp import web
+from prometheus_client import Counter
 
-from entrepot.blobs.store import open_store
+from entrepot.blobs.store import BufferSettings, open_store
 from entrepot.db.pool import REQUIRED_SCHEMA, Pool, open_pool, schema_is_ready
 from entrepot.errors import RegistryError
+from entrepot.oci.errors import GrammarError
 from entrepot.settings import DatabaseSettings, S3Settings
+from entrepot.web.answers import Answer
 from entrepot.web.calls import Call
 from entrepot.web.limits import RateLimit
 from entrepot.web.proxies import Proxies
@@ -23,13 +26,16 @@ from entrepot.web.traces import TracesSettings, open_traces
 from entrepot.web.workers import Worker
 from entrepot_registry.access import Guard
 from entrepot_registry.blobs import Blobs
+from entrepot_registry.catalog import Catalog
 from entrepot_registry.keys import KeySet
 from entrepot_registry.logins import Logins, PasswordRule
 from entrepot_registry.manifest_writes import ManifestWrites
 from entrepot_registry.manifests import Manifests
 from entrepot_registry.metrics import RegistryMetrics
+from entrepot_registry.referrers import Referrers
 from entrepot_registry.routes import Endpoint, Route, parse_route
 from entrepot_registry.settings import RegistrySettings
+from entrepot_registry.signatures import Signatures
 from entrepot_registry.tags import Tags
 from entrepot_registry.token_proxy import TokenProxy, TokenService
 from entrepot_registry.uploads import Uploads
@@ -61,10 +67,19 @@ _METHODS: Mapping[Endpoint, frozenset[str]] = {
 }
 
 
+_WHAT: Mapping[Endpoint, str] = {
+    Endpoint.MANIFEST: "manifest",
+    Endpoint.UPLOADS: "blob",
+    Endpoint.UPLOAD: "blob",
+    Endpoint.SIGNATURES: "signature",
+}
+"""What a request that writes there pushes."""
+
+
 class Answering(Protocol):
     """What stands behind an endpoint."""
 
-    async def answer(self, call: Call, route: Route) -> web.StreamResponse:
+    async def answer(self, call: Call, route: Route) -> web.StreamResponse | Answer:
         """Raises RegistryError, GrammarError and Failed, which the gate puts into words."""
         ...
 
@@ -74,15 +89,16 @@ class App:
 
     def __init__(
         self, *, guard: Guard, endpoints: Mapping[Endpoint, Answering], token: TokenProxy, readiness: Readiness,
-        limit: RateLimit | None = None,
+        pushes: Counter, limit: RateLimit | None = None,
     ) -> None:  # fmt: skip
         self._guard = guard
         self._endpoints = endpoints
         self._token = token
         self._readiness = readiness
+        self._pushes = pushes
         self._limit = limit
 
-    async def handle(self, call: Call) -> web.StreamResponse:
+    async def handle(self, call: Call) -> web.StreamResponse | Answer:
         """Answer a request. Raises RegistryError, GrammarError and Failed, which the gate puts into words."""
         route = parse_route(call.path)
         endpoint = route.endpoint
@@ -105,13 +121,34 @@ class App:
         if answering is None:
             # Clients take 404 for "this registry does not offer it", and help themselves.
             raise RegistryError(404, "UNSUPPORTED", f"{endpoint.value} is not offered in this version")
-        return await answering.answer(call, route)
+        if call.method in _READ:
+            return await answering.answer(call, route)
+        return await self._write(call, route, answering)
+
+    async def _write(self, call: Call, route: Route, answering: Answering) -> web.StreamResponse | Answer:
+        """A request that changes something, and what came of it counted: stored, refused, failed, or broken off by the client."""
+        what = _WHAT.get(route.endpoint) if call.method != "DELETE" else None
+        outcome = "broken"
+        try:
+            answer = await answering.answer(call, route)
+            # Anything but 201 is a step on the way.
+            outcome = "stored" if answer.status == 201 else "begun"
+            return answer
+        except (RegistryError, GrammarError) as error:
+            outcome = "refused" if error.status < 500 else "failed"
+            raise
+        except Exception as error:
+            outcome = "broken" if isinstance(error, ConnectionError) else "failed"
+            raise
+        finally:
+            if what is not None and outcome != "begun":
+                self._pushes.labels(what, outcome).inc()
 
 
 @asynccontextmanager
 async def open_registry(
     settings: RegistrySettings, *, web_settings: WebSettings, database: DatabaseSettings, s3: S3Settings,
-    tracing: TracesSettings | None = None, worker: Worker | None = None,
+    tracing: TracesSettings | None = None, worker: Worker | None = None, buffers: BufferSettings | None = None,
 ) -> AsyncIterator[WebService]:  # fmt: skip
     """A listening registry. It starts whether or not the parts behind it are there, and is ready once they are."""
     metrics = RegistryMetrics()
@@ -130,13 +167,15 @@ async def open_registry(
         pool = await stack.enter_async_context(
             open_pool(database, application="entrepot-registry", observer=metrics.timings)
         )
-        store = await stack.enter_async_context(open_store(s3, observer=metrics.timings))
+        store = await stack.enter_async_context(open_store(s3, buffers, observer=metrics.timings))
         store.budget.observer = metrics.buffer_bytes.set
         token_service = TokenService(session, settings, metrics=metrics)
         rule = PasswordRule(settings, proxies=Proxies(web_settings.trusted_proxies))
         logins = Logins(token_service, settings, rule=rule)
         limit = _rate_limit(settings, metrics)
-        guard = Guard(keys, settings, logins=logins, cache_hits=metrics.cache_hits, limit=limit)
+        guard = Guard(
+            keys, settings, logins=logins, cache_hits=metrics.cache_hits, cache_misses=metrics.cache_misses, limit=limit
+        )
         readiness = Readiness(
             {"database": lambda: _check_database(pool), "storage": store.check, "keys": keys.check},
             settings=web_settings,
@@ -154,6 +193,7 @@ async def open_registry(
                 pool,
                 store,
                 guard,
+                targets,
                 settings=settings,
                 metrics=metrics,
                 write_timeout=web_settings.write_timeout.total_seconds(),
@@ -168,9 +208,14 @@ async def open_registry(
             Endpoint.MANIFEST: manifests,
             Endpoint.BLOB: blobs,
             Endpoint.TAGS: Tags(pool, guard, settings=settings, metrics=metrics),
+            Endpoint.REFERRERS: Referrers(pool, guard, settings=settings, metrics=metrics),
+            Endpoint.SIGNATURES: Signatures(pool, guard, targets, settings=settings, metrics=metrics),
+            Endpoint.CATALOG: Catalog(pool, guard, settings=settings, metrics=metrics),
         }
         proxy = TokenProxy(token_service, rule=rule)
-        app = App(guard=guard, endpoints=endpoints, token=proxy, readiness=readiness, limit=limit)
+        app = App(
+            guard=guard, endpoints=endpoints, token=proxy, readiness=readiness, pushes=metrics.pushes, limit=limit
+        )
         yield await stack.enter_async_context(
             WebService(
                 app.handle,

@@ -2,6 +2,12 @@
 
 Memory does not grow with a blob: a chunk is read when the client has taken the one before. What S3 sends is counted, and the answer's end is
 sent only if it was all: a client that got less sees a broken connection, never a short blob that looks whole. HEAD asks PostgreSQL alone.
+
+By setting, a GET of what is in S3 is answered with a link to it there, which is made without asking S3 and good for one object and a few
+minutes. Who holds the link may read that object, so it stands in no log and is kept by no shared cache.
+
+A client that is told by HEAD that a blob is here leaves out its upload. So the answer counts as a use, which puts off the collection; it is
+written down when the last one was a good while ago.
 """
 
 from __future__ import annotations
@@ -18,7 +24,8 @@ from aiohttp import web
 from entrepot.blobs.store import BlobStore, ObjectMissing
 from entrepot.db.pool import Pool
 from entrepot.db.registry import BlobQuery, FoundBlob, find_blobs
-from entrepot.errors import RegistryError, StorageUnavailable
+from entrepot.db.uploads import hide_blob, touch_blob
+from entrepot.errors import CommitRefused, RegistryError, StillReferenced, StorageUnavailable
 from entrepot.oci.ranges import ByteRange, RangeNotSatisfiable, content_range, parse_range
 from entrepot.web.calls import Call
 from entrepot_registry.access import Guard
@@ -27,6 +34,8 @@ from entrepot_registry.lookups import Batcher
 from entrepot_registry.metrics import RegistryMetrics
 from entrepot_registry.routes import Route
 from entrepot_registry.settings import RegistrySettings
+from entrepot_registry.statements import Statement
+from entrepot_registry.writing import Targets, refused_write, writable_place
 
 __all__ = ["Blobs"]
 
@@ -41,6 +50,7 @@ class Blobs:
         pool: Pool,
         store: BlobStore,
         guard: Guard,
+        targets: Targets,
         *,
         settings: RegistrySettings,
         metrics: RegistryMetrics,
@@ -48,14 +58,20 @@ class Blobs:
     ) -> None:
         self._store = store
         self._guard = guard
+        self._targets = targets
+        self._redirect = settings.redirect
+        self._redirect_ttl = settings.redirect_ttl
+        self._touching = Statement(pool, "touch_blob", timeout=settings.lookup_timeout, metrics=metrics)
+        self._hiding = Statement(pool, "hide_blob", timeout=settings.commit_timeout, metrics=metrics)
         self._grace: timedelta = settings.pull_grace
         self._storage_timeout = settings.storage_timeout.total_seconds()
         self._write_timeout = write_timeout
         self._metrics = metrics
         self._lookups: Batcher[BlobQuery, FoundBlob] = Batcher(
-            pool, lambda connection, asked: find_blobs(connection, asked, grace=self._grace),
+            pool, lambda connection, asked: find_blobs(connection, asked, grace=self._grace, fresh=settings.gc_grace / 4),
             connections=settings.lookup_connections, size=settings.lookup_batch, timeout=settings.lookup_timeout.total_seconds(),
             statements=metrics.statements.labels("find_blobs"), questions=metrics.questions.labels("find_blobs"),
+            trace=metrics.timings.lookup("find_blobs"),
         )  # fmt: skip
 
     async def __aenter__(self) -> Blobs:
@@ -66,17 +82,17 @@ class Blobs:
         await self._lookups.__aexit__()
 
     async def answer(self, call: Call, route: Route) -> web.StreamResponse:
-        """GET and HEAD. Raises RegistryError, GrammarError, `DatabaseUnavailable` and `StorageUnavailable`."""
+        """GET, HEAD and DELETE. Raises RegistryError, GrammarError, `DatabaseUnavailable` and `StorageUnavailable`."""
         name = route.name or ""
         digest = str(route.digest)
+        if call.method == "DELETE":
+            return await self._delete(call, name, digest)
         grant = await self._guard.identify(call, name=name)
         is_get = call.method == "GET"
         found = await self._lookups.ask(BlobQuery(name, digest, with_inline=is_get))
         self._guard.admit(call, grant, name, found.place)
         if found.size is None:
-            raise RegistryError(
-                404, "BLOB_UNKNOWN", "this repository has no such blob", detail={"name": name, "digest": digest}
-            )
+            raise _unknown(name, digest)
         request = call.request.headers
         headers = {
             "Content-Type": "application/octet-stream",
@@ -87,7 +103,11 @@ class Blobs:
         if is_known(request.getall("If-None-Match", ()), digest):
             return web.Response(status=304, headers=headers)
         if not is_get:
+            if found.stale is not None and not await self._touch(*found.stale):
+                raise _unknown(name, digest)
             return web.Response(headers={**headers, "Content-Length": str(found.size)})
+        if found.object_key is not None and (self._redirect if found.redirect is None else found.redirect):
+            return await self._refer(found.object_key, digest)
         part = self._part(request.get("Range"), request.get("If-Range"), digest=digest, size=found.size)
         if part is not None:
             headers["Content-Range"] = content_range(part, found.size)
@@ -95,6 +115,37 @@ class Blobs:
             body = found.inline if part is None else found.inline[part.start : part.end + 1]
             return web.Response(status=200 if part is None else 206, body=body, headers=headers)
         return await self._stream(call, found, part, digest=digest, headers=headers)
+
+    async def _touch(self, repository: int, blob: int) -> bool:
+        return await self._touching.run(lambda connection: touch_blob(connection, repository, blob=blob))
+
+    async def _refer(self, key: str, digest: str) -> web.Response:
+        """A redirect. The client repeats its Range there by itself."""
+        headers = {
+            "Location": await self._store.presign(key, self._redirect_ttl),
+            "Docker-Content-Digest": digest,
+            "Cache-Control": "private, no-store",
+            # The link is nobody's business but the client's.
+            "Referrer-Policy": "no-referrer",
+        }
+        return web.Response(status=307, headers=headers)
+
+    async def _delete(self, call: Call, name: str, digest: str) -> web.Response:
+        place = await writable_place(call, name, guard=self._guard, targets=self._targets, action="delete")
+        try:
+            is_hidden = await self._hiding.run(
+                lambda connection: hide_blob(connection, place.repository, digest=digest)
+            )
+        except StillReferenced as error:
+            raise RegistryError(
+                405, "UNSUPPORTED", "a manifest of the latest version needs this blob; delete the manifest first",
+                detail={"name": name, "digest": digest}, headers={"Allow": "GET, HEAD"},
+            ) from error  # fmt: skip
+        except CommitRefused as error:
+            raise refused_write(error, name, action="delete") from error
+        if not is_hidden:
+            raise _unknown(name, digest)
+        return web.Response(status=202)
 
     @staticmethod
     def _part(value: str | None, if_range: str | None, *, digest: str, size: int) -> ByteRange | None:
@@ -154,3 +205,9 @@ class Blobs:
         finally:
             self._metrics.storage_seconds.observe(time.perf_counter() - started)
             self._metrics.storage_reads.labels(outcome).inc()
+
+
+def _unknown(name: str, digest: str) -> RegistryError:
+    return RegistryError(
+        404, "BLOB_UNKNOWN", "this repository has no such blob", detail={"name": name, "digest": digest}
+    )

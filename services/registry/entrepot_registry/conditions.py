@@ -1,6 +1,6 @@
-"""What a client makes an answer depend on: Accept and If-None-Match.
+"""Headers that go with content: what a client makes an answer depend on, Accept and If-None-Match; and Warning, which it is to show.
 
-Sources: RFC 9110 section 12.5.1 (Accept), 13.1.2 (If-None-Match), 13.1.5 (If-Range).
+Sources: RFC 9110 section 12.5.1 (Accept), 13.1.2 (If-None-Match), 13.1.5 (If-Range); distribution specification, "Warnings".
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import functools
 import re
 from collections.abc import Sequence
 
-__all__ = ["accepts", "is_known", "range_applies"]
+__all__ = ["accepts", "format_warning", "is_known", "range_applies"]
 
 # RFC 9110 section 12.5.1: Accept = #( media-range [ weight ] ), media-range = ( "*/*" / type "/*" / type "/" subtype ) parameters
 _WEIGHT = re.compile(r"q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
@@ -52,3 +52,9 @@ def is_known(if_none_match: Sequence[str], digest: str) -> bool:
 def range_applies(if_range: str | None, digest: str) -> bool:
     """Whether a Range header counts. A digest's bytes never change, so only another entity tag, or a date, says no."""
     return if_range is None or if_range.strip(" \t") == f'"{digest}"'
+
+
+def format_warning(text: str) -> str:
+    """The Warning header: code 299, no agent, and the text, printable ASCII, in quotes."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'299 - "{escaped}"'

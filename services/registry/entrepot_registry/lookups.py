@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
@@ -37,7 +38,7 @@ class Batcher(Generic[Q, A]):
 
     def __init__(
         self, pool: Pool, find: Callable[[Connection, Sequence[Q]], Awaitable[Sequence[A]]], *, connections: int, size: int,
-        timeout: float, statements: Counter, questions: Counter,
+        timeout: float, statements: Counter, questions: Counter, trace: Callable[[float], None] | None = None,
     ) -> None:  # fmt: skip
         self._pool = pool
         self._find = find
@@ -46,6 +47,7 @@ class Batcher(Generic[Q, A]):
         self._timeout = timeout
         self._statements = statements
         self._questions = questions
+        self._trace = trace
         self._waiting: deque[tuple[Q, asyncio.Future[A]]] = deque()
         self._arrived = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -68,7 +70,13 @@ class Batcher(Generic[Q, A]):
         future: asyncio.Future[A] = asyncio.get_running_loop().create_future()
         self._waiting.append((question, future))
         self._arrived.set()
-        return await future
+        if self._trace is None:
+            return await future
+        started = time.perf_counter()
+        try:
+            return await future
+        finally:
+            self._trace(time.perf_counter() - started)
 
     def _take(self) -> list[tuple[Q, asyncio.Future[A]]]:
         """What waits, up to a batch, without those whose client is gone."""

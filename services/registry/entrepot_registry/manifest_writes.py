@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from aiohttp import web
 from multidict import CIMultiDict
-from yarl import URL
 
 from entrepot.blobs.budget import ByteBudget
 from entrepot.db.content import ManifestRecord, delete_manifest, push_manifest
@@ -24,12 +23,13 @@ from entrepot.oci.media_types import MANIFEST_TYPES, is_foreign_layer
 from entrepot.oci.reference import parse_tag
 from entrepot.web.calls import Call
 from entrepot_registry.access import Guard
-from entrepot_registry.commits import Commits
 from entrepot_registry.documents import SMALL, read_document
 from entrepot_registry.lookups import Batcher
 from entrepot_registry.metrics import RegistryMetrics
+from entrepot_registry.pages import query_of
 from entrepot_registry.routes import Route
 from entrepot_registry.settings import RegistrySettings
+from entrepot_registry.statements import Statement
 from entrepot_registry.writing import Targets, admit_writer, refused_write, writable_place
 
 __all__ = ["ManifestWrites"]
@@ -48,10 +48,10 @@ class ManifestWrites:
         self._pushes: Batcher[PushQuery, FoundPush] = Batcher(
             pool, find_pushes, connections=1, size=settings.lookup_batch, timeout=settings.lookup_timeout.total_seconds(),
             statements=metrics.statements.labels("find_pushes"), questions=metrics.questions.labels("find_pushes"),
+            trace=metrics.timings.lookup("find_pushes"),
         )  # fmt: skip
-        timeout = settings.commit_timeout.total_seconds()
-        self._puts = Commits(pool, timeout=timeout, statements=metrics.statements.labels("push_manifest"))
-        self._deletes = Commits(pool, timeout=timeout, statements=metrics.statements.labels("delete_manifest"))
+        self._push = Statement(pool, "push_manifest", timeout=settings.commit_timeout, metrics=metrics)
+        self._remove = Statement(pool, "delete_manifest", timeout=settings.commit_timeout, metrics=metrics)
 
     async def __aenter__(self) -> ManifestWrites:
         await self._pushes.__aenter__()
@@ -94,7 +94,7 @@ class ManifestWrites:
         place = await writable_place(call, name, guard=self._guard, targets=self._targets, action="delete")
         what = {"digest" if isinstance(reference, Digest) else "tag": str(reference)}
         try:
-            version = await self._deletes.run(lambda c: delete_manifest(c, place.repository, **what))
+            version = await self._remove.run(lambda c: delete_manifest(c, place.repository, **what))
         except CommitRefused as error:
             raise refused_write(error, name, action="delete") from error
         if version is None:
@@ -106,7 +106,7 @@ class ManifestWrites:
 
     def _tags(self, call: Call, reference: Digest | str) -> list[str]:
         """What the manifest is to be tagged with: the reference, or what the query says (`?tag=`, beside a digest)."""
-        asked = list(dict.fromkeys(URL.build(query_string=call.query, encoded=True).query.getall("tag", ())))
+        asked = list(dict.fromkeys(query_of(call).getall("tag", ())))
         if not isinstance(reference, Digest):
             if asked:
                 raise RegistryError(400, "UNSUPPORTED", "further tags are taken with a manifest that is put by digest")
@@ -143,7 +143,7 @@ class ManifestWrites:
             for child in record.manifest.children:
                 (manifests if child.media_type in MANIFEST_TYPES else blobs).append(str(child.digest))
         try:
-            push = await self._puts.run(
+            push = await self._push.run(
                 lambda c: push_manifest(
                     c, repository, record, cause=cause, tags=tags, blobs_needed=blobs, manifests_needed=manifests
                 )

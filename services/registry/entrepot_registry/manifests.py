@@ -11,18 +11,21 @@ from datetime import timedelta
 from aiohttp import web
 from cachetools import LRUCache
 
+from entrepot.db.manifests import touch_manifests
 from entrepot.db.pool import Pool
 from entrepot.db.registry import FoundManifest, ManifestQuery, find_manifests, manifest_bodies
 from entrepot.errors import RegistryError
 from entrepot.oci.digest import Digest
+from entrepot.web.answers import Answer
 from entrepot.web.calls import Call
 from entrepot_registry.access import Guard
-from entrepot_registry.conditions import accepts, is_known
+from entrepot_registry.conditions import accepts, format_warning, is_known
 from entrepot_registry.lookups import Batcher
 from entrepot_registry.manifest_writes import ManifestWrites
 from entrepot_registry.metrics import RegistryMetrics
 from entrepot_registry.routes import Route
 from entrepot_registry.settings import RegistrySettings
+from entrepot_registry.statements import Statement
 
 __all__ = ["Manifests"]
 
@@ -40,20 +43,25 @@ class Manifests:
         self._writes = writes
         self._grace: timedelta = settings.pull_grace
         self._metrics = metrics
+        self._warning = format_warning(settings.warning) if settings.warning else None
+        self._touching = Statement(pool, "touch_manifests", timeout=settings.lookup_timeout, metrics=metrics)
         self._hits = metrics.cache_hits.labels("manifest")
+        self._misses = metrics.cache_misses.labels("manifest")
         self._bodies: LRUCache[str, bytes] = LRUCache(
             settings.manifest_cache, getsizeof=lambda body: len(body) + _ENTRY_OVERHEAD
         )
         timeout = settings.lookup_timeout.total_seconds()
         self._lookups: Batcher[ManifestQuery, FoundManifest] = Batcher(
-            pool, lambda connection, asked: find_manifests(connection, asked, grace=self._grace),
+            pool, lambda connection, asked: find_manifests(connection, asked, grace=self._grace, fresh=settings.gc_grace / 4),
             connections=settings.lookup_connections, size=settings.lookup_batch, timeout=timeout,
             statements=metrics.statements.labels("find_manifests"), questions=metrics.questions.labels("find_manifests"),
+            trace=metrics.timings.lookup("find_manifests"),
         )  # fmt: skip
         # A batch of manifests of up to 4 MiB each must not be a gigabyte.
         self._contents: Batcher[str, bytes | None] = Batcher(
             pool, manifest_bodies, connections=1, size=min(8, settings.lookup_batch), timeout=timeout,
             statements=metrics.statements.labels("manifest_bodies"), questions=metrics.questions.labels("manifest_bodies"),
+            trace=metrics.timings.lookup("manifest_bodies"),
         )  # fmt: skip
 
     async def __aenter__(self) -> Manifests:
@@ -65,7 +73,7 @@ class Manifests:
         await self._lookups.__aexit__()
         await self._contents.__aexit__()
 
-    async def answer(self, call: Call, route: Route) -> web.Response:
+    async def answer(self, call: Call, route: Route) -> web.Response | Answer:
         """Raises RegistryError, GrammarError and `DatabaseUnavailable`."""
         if call.method == "PUT":
             return await self._writes.put(call, route)
@@ -96,17 +104,26 @@ class Manifests:
             "Docker-Content-Digest": found.digest,
             "ETag": f'"{found.digest}"',
         }
+        if self._warning is not None:
+            headers["Warning"] = self._warning
+        if found.is_stale and call.method == "HEAD":
+            await self._touch(found.digest)
         if is_known(call.request.headers.getall("If-None-Match", ()), found.digest):
-            return web.Response(status=304, headers=headers)
+            return Answer(304, headers)
         if call.method == "HEAD":
-            return web.Response(headers={**headers, "Content-Length": str(found.size)})
-        return web.Response(body=await self._body(found.digest), headers=headers)
+            return Answer(headers={**headers, "Content-Length": str(found.size)})
+        return Answer(headers=headers, body=await self._body(found.digest))
+
+    async def _touch(self, digest: str) -> None:
+        """A client that is told by HEAD that a manifest is here may leave out its push: the answer puts off the collection."""
+        await self._touching.run(lambda connection: touch_manifests(connection, [digest]))
 
     async def _body(self, digest: str) -> bytes:
         body = self._bodies.get(digest)
         if body is not None:
             self._hits.inc()
             return body
+        self._misses.inc()
         body = await self._contents.ask(digest)
         if body is None:  # collected between the two statements
             raise RegistryError(404, "MANIFEST_UNKNOWN", "this repository has no such manifest any more")

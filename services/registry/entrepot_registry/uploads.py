@@ -35,6 +35,7 @@ from entrepot_registry.receiving import Stored, SumCache, receiving, verify
 from entrepot_registry.routes import Endpoint, Route
 from entrepot_registry.sessions import Lease, Session, busy, told, unknown_upload
 from entrepot_registry.settings import RegistrySettings
+from entrepot_registry.statements import Statement
 from entrepot_registry.writing import Targets, WritablePlace, admit_writer, refused_write, writable_place
 
 __all__ = ["Uploads"]
@@ -56,11 +57,14 @@ class Uploads:
         self._settings = settings
         self._metrics = metrics
         self._keys = KeyPool(pool, batch=settings.upload_keys)
+        self._storing = Statement(pool, "store_pushed_blob", timeout=settings.commit_timeout, metrics=metrics)
+        self._mounting = Statement(pool, "mount_blob", timeout=settings.commit_timeout, metrics=metrics)
         self._sums = SumCache(settings.upload_hashes)
         self._receiving = 0
         self._lookups: Batcher[UploadQuery, FoundUpload] = Batcher(
             pool, db.find_uploads, connections=1, size=settings.lookup_batch, timeout=settings.lookup_timeout.total_seconds(),
             statements=metrics.statements.labels("find_uploads"), questions=metrics.questions.labels("find_uploads"),
+            trace=metrics.timings.lookup("find_uploads"),
         )  # fmt: skip
 
     async def __aenter__(self) -> Uploads:
@@ -102,7 +106,9 @@ class Uploads:
         source = parse_name(query["from"]) if "from" in query else None
         if "digest-algorithm" in query:
             Digest.of(b"", query["digest-algorithm"])
-        place = await writable_place(call, name, guard=self._guard, targets=self._targets)
+        place = await writable_place(
+            call, name, guard=self._guard, targets=self._targets, mount_from=source if mount is not None else None
+        )
         if mount is not None and await self._mount(place, mount, source):
             return _created(name, mount)
         upload = Session(name, str(uuid.uuid4()), place)
@@ -114,9 +120,10 @@ class Uploads:
 
     async def _mount(self, place: WritablePlace, digest: Digest, source: str | None) -> bool:
         readable = {name: entry[0] for name, entry in place.grant.names.items() if "pull" in entry[1]}
-        self._count("mount_blob")
-        return await db.mount_blob(
-            self._pool, place.repository, digest=str(digest), source=source, readable=readable, grace=self._settings.pull_grace
+        return await self._mounting.run(
+            lambda connection: db.mount_blob(
+                connection, place.repository, digest=str(digest), source=source, readable=readable, grace=self._settings.pull_grace
+            )
         )  # fmt: skip
 
     # PATCH
@@ -209,11 +216,12 @@ class Uploads:
         return _created(upload.name, digest)
 
     async def _store_blob(self, upload: Session, stored: Stored, *, is_session: bool) -> None:
-        self._count("store_pushed_blob")
         try:
-            await db.store_pushed_blob(
-                self._pool, upload.place.repository, digest=str(stored.digest), size=stored.size, key=stored.key, inline=stored.inline,
-                upload=upload.id if is_session else None,
+            await self._storing.run(
+                lambda connection: db.store_pushed_blob(
+                    connection, upload.place.repository, digest=str(stored.digest), size=stored.size, key=stored.key, inline=stored.inline,
+                    upload=upload.id if is_session else None,
+                )
             )  # fmt: skip
         except CommitRefused as error:
             raise refused_write(error, upload.name) from error
@@ -265,10 +273,12 @@ class Uploads:
                 429, "TOOMANYREQUESTS", "too many uploads at once; try again", headers={"Retry-After": "1"}
             )
         self._receiving += 1
+        self._metrics.uploads.inc()
         try:
             yield
         finally:
             self._receiving -= 1
+            self._metrics.uploads.dec()
 
     @contextlib.asynccontextmanager
     async def _leased(self, upload: Session, found: FoundUpload) -> AsyncIterator[Lease]:

@@ -43,19 +43,22 @@ def open_targets(pool: Pool, settings: RegistrySettings, *, metrics: RegistryMet
     return Batcher(
         pool, find_targets, connections=1, size=settings.lookup_batch, timeout=settings.lookup_timeout.total_seconds(),
         statements=metrics.statements.labels("find_targets"), questions=metrics.questions.labels("find_targets"),
+            trace=metrics.timings.lookup("find_targets"),
     )  # fmt: skip
 
 
 async def writable_place(
-    call: Call, name: str, *, guard: Guard, targets: Targets, action: str = "push"
+    call: Call, name: str, *, guard: Guard, targets: Targets, action: str = "push", mount_from: str | None = None
 ) -> WritablePlace:
     """The place that a name stands for, if this request may do `action` (push or delete) there and it takes that. One statement.
+
+    `mount_from` is where a blob is to come from: the client is asked to have a token for that too.
 
     Raises:
         RegistryError: 401, 404 NAME_UNKNOWN, and 405 UNSUPPORTED for mirrors and pinned distributions.
         DatabaseUnavailable: PostgreSQL does not answer.
     """
-    grant = await guard.identify(call, name=name, action=action)
+    grant = await guard.identify(call, name=name, action=action, mount_from=mount_from)
     return admit_writer(call, name, grant, await targets.ask(name), guard=guard, action=action)
 
 

@@ -17,7 +17,7 @@ from entrepot_setup.settings import InstallSettings
 
 __all__ = ["ADMIN", "PARTS", "Wanted", "WantedUsers", "wanted_secrets"]
 
-PARTS: Final = ("operator", "registry", "token", "syncer")
+PARTS: Final = ("operator", "registry", "token", "syncer", "keeper")
 """Parts that log in to PostgreSQL, each as the role `entrepot_<part>`. A part that comes later gets its key at the upgrade."""
 
 ADMIN: Final = "admin"

@@ -100,7 +100,11 @@ class App:
         catalog = await self._catalog(subject) if request.wants_catalog else None
         now = int(time.time())
         lifetime = int(settings.token_lifetime.total_seconds())
-        claims = make_claims(subject, granted, catalog=catalog, service=settings.service_id, now=now, lifetime=lifetime)
+        given = {grant.place.name for grant in granted}
+        refused = [name for name in request.scopes if name not in given]
+        claims = make_claims(
+            subject, granted, refused=refused, catalog=catalog, service=settings.service_id, now=now, lifetime=lifetime
+        )
         token = self._keys.sign(claims)
         self._metrics.issued.labels("anonymous" if subject.is_anonymous else "identified").inc()
         body = {"token": token, "access_token": token, "expires_in": lifetime, "issued_at": timestamp(now)}

@@ -51,7 +51,7 @@ class Ward:
         changed = dataclasses.replace(self.settings, **settings)
         await Rounds(self.store, settings=changed, metrics=self.metrics).perform(self.connection)
 
-    async def object(
+    async def begin(
         self, owner: str, *, age: str = "0", write: bool = True, key: str | None = None, marked: str | None = None
     ) -> str:
         """An object on record, of an age and marked for removal some time ago, both as PostgreSQL writes intervals."""

@@ -18,7 +18,7 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from entrepot.settings import DatabaseSettings
+from entrepot.settings import DatabaseSettings, SettingInvalid
 from entrepot_keeper.app import keep
 from tests.conftest import Postgres
 from tests.integration.keeper.conftest import SETTINGS, Ward
@@ -72,7 +72,8 @@ async def keeper(ward: Ward, *, database: DatabaseSettings | None = None) -> Asy
     )  # fmt: skip
     async with aiohttp.ClientSession() as http:
         try:
-            await asyncio.wait([task, listening], return_when=asyncio.FIRST_COMPLETED)
+            async with asyncio.timeout(20):
+                await asyncio.shield(listening)
             yield Running(await listening, http, task)
         finally:
             task.cancel()
@@ -80,7 +81,7 @@ async def keeper(ward: Ward, *, database: DatabaseSettings | None = None) -> Asy
 
 
 async def test_it_works_round_after_round_and_says_so(ward: Ward) -> None:
-    key = await ward.object("registry/one", age="49 hours")
+    key = await ward.begin("registry/one", age="49 hours")
     async with keeper(ward) as running:
         await until(running.reaches("rounds_total", 3))
         assert await running.is_ready()
@@ -134,7 +135,7 @@ async def test_it_lives_through_an_absence_of_s3(ward: Ward) -> None:
         await until(running.is_ready)
         ward.server.stop()
         try:
-            await ward.object("registry/one", age="49 hours", write=False)
+            await ward.begin("registry/one", age="49 hours", write=False)
             await until(running.reaches("failures_total", 1))
             status, text = await running.probe()
             assert status == 200, text
@@ -222,7 +223,7 @@ async def test_after_a_kill_another_process_goes_on(ward: Ward, tmp_path: Path) 
                 return await first.metric("active") + await second.metric("active") == 1
 
             await until(somebody_works)
-            keys = [await ward.object("registry/one", age="49 hours") for _ in range(300)]
+            keys = [await ward.begin("registry/one", age="49 hours") for _ in range(300)]
             one.kill()
             await asyncio.to_thread(one.wait, 10)
 
@@ -249,5 +250,5 @@ def test_a_wrong_setting_stops_the_start_with_a_sentence(tmp_path: Path) -> None
 
 def test_rests_between_rounds_are_never_nothing() -> None:
     for name in ("round_interval", "standby_interval", "retry_limit"):
-        with pytest.raises(Exception, match=name.upper()):
-            dataclasses.replace(SETTINGS, **{name: timedelta(0)})
+        with pytest.raises(SettingInvalid, match=name.upper()):
+            dataclasses.replace(SETTINGS, **{name: timedelta(0)})  # type: ignore[arg-type]

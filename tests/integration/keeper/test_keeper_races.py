@@ -48,14 +48,14 @@ def cut_off(work: Coroutine[Any, Any, None], at: int) -> Generator[Any, Any, boo
 
 async def leave_behind(ward: Ward, number: int) -> tuple[set[str], set[str]]:
     """Something of everything: what must go and what must stay, by key."""
-    parts = await ward.object(f"upload/u{number}", write=False)
+    parts = await ward.begin(f"upload/u{number}", write=False)
     multipart = await ward.multipart(parts)
-    tail = await ward.object(f"upload/u{number}")
+    tail = await ward.begin(f"upload/u{number}")
     await ward.upload(f"u{number}", object_key=parts, multipart=multipart, tail_key=tail)
-    reserved = await ward.object("registry/one", age="49 hours")
-    marked = await ward.object("import/1", marked="1 hour")
-    kept = await ward.object("registry/one", age="1 hour")
-    pointed = await ward.object("registry/one", age="49 hours")
+    reserved = await ward.begin("registry/one", age="49 hours")
+    marked = await ward.begin("import/1", marked="1 hour")
+    kept = await ward.begin("registry/one", age="1 hour")
+    pointed = await ward.begin("registry/one", age="49 hours")
     await ward.point(pointed)
     return {parts, tail, reserved, marked}, {kept, pointed}
 
@@ -121,7 +121,7 @@ async def pointed_at(ward: Ward) -> str | None:
 
 
 async def test_a_push_that_ends_before_the_keeper_marks_keeps_its_object(ward: Ward) -> None:
-    key = await ward.object("registry/one", age="49 hours")
+    key = await ward.begin("registry/one", age="49 hours")
     async with transaction(ward, "registry") as push:
         await finish_push(push, ward, key)
         marking = asyncio.create_task(mark(ward.connection))
@@ -133,7 +133,7 @@ async def test_a_push_that_ends_before_the_keeper_marks_keeps_its_object(ward: W
 
 
 async def test_a_push_that_ends_after_the_keeper_marked_is_refused(ward: Ward) -> None:
-    key = await ward.object("registry/one", age="49 hours")
+    key = await ward.begin("registry/one", age="49 hours")
     async with transaction(ward, "keeper") as keeper:
         assert await mark(keeper) == 1
 
@@ -156,7 +156,7 @@ async def expire(connection: Connection) -> int:
 
 
 async def test_an_upload_that_ends_before_the_keeper_expires_it_keeps_its_object(ward: Ward) -> None:
-    key = await ward.object("upload/upload-1")
+    key = await ward.begin("upload/upload-1")
     await ward.upload(tail_key=key)
     async with transaction(ward, "registry") as push:
         await finish_push(push, ward, key, upload="upload-1")
@@ -168,7 +168,7 @@ async def test_an_upload_that_ends_before_the_keeper_expires_it_keeps_its_object
 
 
 async def test_an_upload_that_ends_after_the_keeper_expired_it_is_refused(ward: Ward) -> None:
-    key = await ward.object("upload/upload-1")
+    key = await ward.begin("upload/upload-1")
     await ward.upload(tail_key=key)
     async with transaction(ward, "keeper") as keeper:
         assert await expire(keeper) == 1
@@ -197,7 +197,7 @@ async def test_an_upload_that_is_touched_while_it_is_looked_at_stays(ward: Ward)
 
 
 async def test_an_object_that_becomes_an_uploads_while_it_is_looked_at_stays(ward: Ward) -> None:
-    key = await ward.object("registry/one", age="49 hours")
+    key = await ward.begin("registry/one", age="49 hours")
     async with transaction(ward, "registry") as client:
         await client.execute(
             "insert into upload (id, repository, subject, tail_key) values ('u', $1, 's', $2)", ward.repository, key
@@ -211,7 +211,7 @@ async def test_an_object_that_becomes_an_uploads_while_it_is_looked_at_stays(war
 
 
 async def test_a_run_that_was_given_up_stores_nothing_in_what_the_keeper_has_marked(ward: Ward) -> None:
-    key = await ward.object(f"sync/{await ward.sync_run(finished=True)}")
+    key = await ward.begin(f"sync/{await ward.sync_run(finished=True)}")
     stored = StoredBlob(digest=DIGEST, size=len(DATA), object_key=key)
     assert await mark(ward.connection) == 1
     with pytest.raises(EntrepotError, match="not on record"):
@@ -226,7 +226,7 @@ async def test_a_run_that_was_given_up_stores_nothing_in_what_the_keeper_has_mar
 
 
 async def test_storing_blobs_again_after_a_lost_answer_changes_nothing(ward: Ward) -> None:
-    key = await ward.object(f"sync/{await ward.sync_run()}")
+    key = await ward.begin(f"sync/{await ward.sync_run()}")
     for _ in range(2):
         async with transaction(ward, "syncer") as syncer:
             await content.store_blobs(syncer, [StoredBlob(digest=DIGEST, size=len(DATA), object_key=key)])
@@ -235,7 +235,7 @@ async def test_storing_blobs_again_after_a_lost_answer_changes_nothing(ward: War
 
 async def test_of_two_blobs_of_the_same_bytes_one_object_is_left_to_the_keeper(ward: Ward) -> None:
     run = await ward.sync_run()
-    first, second = [await ward.object(f"sync/{run}") for _ in range(2)]
+    first, second = [await ward.begin(f"sync/{run}") for _ in range(2)]
     for key in (first, second):
         async with transaction(ward, "syncer") as syncer:
             await content.store_blobs(syncer, [StoredBlob(digest=DIGEST, size=len(DATA), object_key=key)])

@@ -64,7 +64,7 @@ class Desk:
 @pytest.fixture
 async def desk(database: Database, s3: S3Settings, tmp_path: Path) -> AsyncIterator[Desk]:
     users, rules = write_users(tmp_path)
-    token = {"htpasswd_file": users, "rules_file": rules}
+    token = {"htpasswd_file": users, "rights_file": rules}
     async with services.running(database, s3, tmp_path / "keys", token=token) as running:
         for name in ("demo/app", "demo/two"):
             await make_place(running, name)
@@ -306,7 +306,7 @@ async def two_processes(database: Database, s3: S3Settings, directory: Path) -> 
     """A token service and the means to run a registry, with a user and a repository."""
     users, rules = write_users(directory)
     both = Processes(database, s3, directory)
-    both.token |= {"ENTREPOT_HTPASSWD_FILE": str(users), "ENTREPOT_RULES_FILE": str(rules)}
+    both.token |= {"ENTREPOT_HTPASSWD_FILE": str(users), "ENTREPOT_RIGHTS_FILE": str(rules)}
     owner = await connect(database.settings(), application="test")
     repository = await contents.make_repository(owner)
     await contents.make_distribution(owner, repository, access="Private")

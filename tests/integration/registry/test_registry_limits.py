@@ -78,12 +78,11 @@ async def test_an_answer_that_nobody_takes_does_not_hold_its_connection(
     database: Database, s3: S3Settings, tmp_path: Path
 ) -> None:
     async with limited(database, s3, tmp_path, write_timeout=timedelta(seconds=1)) as running:
-        demo = await fill(running)
+        await fill(running)
         token = (await running.bearer())["Authorization"]
         request = f"GET /v2/demo/app/manifests/latest HTTP/1.1\r\nHost: a\r\nAuthorization: {token}\r\n\r\n".encode()
         # So many answers that they fill what the kernel holds for a client that does not read, and then our own.
-        reader, writer = await asyncio.open_connection("127.0.0.1", running.registry.port, limit=KIB)
-        assert demo.image.digest
+        _, writer = await asyncio.open_connection("127.0.0.1", running.registry.port, limit=KIB)
 
         async def flood() -> None:
             while True:
@@ -118,13 +117,12 @@ async def test_a_flood_of_pipelined_requests_takes_no_memory(
             for _ in range(20):
                 _, writer = await asyncio.open_connection("127.0.0.1", both.ports[0], limit=KIB)
                 # Nobody reads the answers, so after some tens of requests nobody reads the requests either.
-                writer.write(b"GET /v2/ HTTP/1.1\r\nHost: a\r\n\r\n" * 50_000)
+                writer.write(b"GET /v2/ HTTP/1.1\r\nHost: a\r\n\r\n" * 20_000)
                 writers.append(writer)
             for _ in range(50):
                 async with http.get(f"{both.url}/v2/") as answer:
                     assert answer.status == 401
             grown = resident(registry.pid) - before
-            print("GROWN", grown)
             assert grown < 20 * 512 * KIB + 8 * KIB * KIB, grown
             for writer in writers:
                 writer.transport.abort()
@@ -134,7 +132,9 @@ async def test_two_thousand_idle_connections_cost_little_and_others_are_served(
     database: Database, s3: S3Settings, tmp_path: Path
 ) -> None:
     both = Processes(database, s3, tmp_path)
-    both.registry["ENTREPOT_HTTP_MAX_CONNECTIONS"] = "2010"
+    both.registry.update(
+        ENTREPOT_HTTP_MAX_CONNECTIONS="2010", ENTREPOT_HTTP_HEAD_TIMEOUT="5m", ENTREPOT_HTTP_IDLE_TIMEOUT="5m"
+    )
     async with aiohttp.ClientSession() as http:
         with (
             process("entrepot_token", both.token_log, both.token),
@@ -153,13 +153,12 @@ async def test_two_thousand_idle_connections_cost_little_and_others_are_served(
             async with http.get(f"{both.url}/v2/") as answer:
                 assert answer.status == 401
             each = (resident(registry.pid) - before) / 2000
-            print("EACH", each)
             assert each < 16 * KIB, each
             # Beyond the limit a connection is closed at once, and those there are stay.
             for _ in range(20):
                 reader, writer = await asyncio.open_connection("127.0.0.1", both.ports[0])
                 writers.append(writer)
-            assert await asyncio.wait_for(_read(reader), 10) == b""
+            assert await asyncio.wait_for(_read(reader), 30) == b""
             async with http.get(f"{both.url}/v2/") as answer:
                 assert answer.status == 401
             for writer in writers:

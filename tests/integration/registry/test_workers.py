@@ -148,7 +148,10 @@ async def test_where_workers_cannot_start_the_whole_ends_and_says_why(
     database: Database, s3: S3Settings, tmp_path: Path
 ) -> None:
     both = with_workers(database, s3, tmp_path)
-    with socket.create_server(("127.0.0.1", both.ports[0])), process("entrepot_registry", both.log, both.registry) as registry:
+    with (
+        socket.create_server(("127.0.0.1", both.ports[0])),
+        process("entrepot_registry", both.log, both.registry) as registry,
+    ):
         assert await asyncio.to_thread(registry.wait, 60) == 1
     log = both.log.read_text()
     assert "address already in use" in log

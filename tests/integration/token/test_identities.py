@@ -115,7 +115,7 @@ async def test_both_names_of_a_repository_are_told_apart_by_uuid(running: Runnin
         await ask(running, "repository:demo/private:pull", "repository:r/demo/private:pull", name="puller")
     )
     rows = await running.owner.fetch("select name, uuid::text from place where name like '%demo/private'")
-    assert claims["entrepot"]["distributions"] == dict(rows)
+    assert claims["entrepot"]["distributions"] == {row["name"]: row["uuid"] for row in rows}
     assert len(set(claims["entrepot"]["distributions"].values())) == 2
 
 

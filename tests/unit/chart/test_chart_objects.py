@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from typing import Any
 
 import pytest
 import yaml
 
+from entrepot.blobs.settings import BufferSettings
+from entrepot.settings import DatabaseSettings, S3Settings, Settings, load
+from entrepot.web.settings import WebSettings
+from entrepot.web.traces import TracesSettings
+from entrepot_keeper.settings import KeeperSettings
+from entrepot_operator.settings import JobSettings, OperatorSettings, RemoteDefaults, TuningSettings
+from entrepot_registry.settings import RegistrySettings
+from entrepot_token.settings import TokenSettings
 from tests.unit.chart.pod_security import violations
 from tests.unit.chart.rendering import (
     CHART,
@@ -58,7 +67,7 @@ def test_two_renderings_are_the_same(values: dict[str, Any]) -> None:
 
 def test_every_pod_passes_the_restricted_profile(values: dict[str, Any]) -> None:
     found = dict(pods(render(values)))
-    assert len(found) == 7
+    assert len(found) == 8
     assert {name: list(violations(pod["spec"])) for name, pod in found.items()} == {name: [] for name in found}
 
 
@@ -196,7 +205,8 @@ def test_the_set_up_job_changes_its_name_when_and_only_when_its_pod_changes() ->
 
 def test_a_changed_image_rolls_every_part() -> None:
     before, after = (dict(pods(render(values))) for values in ({}, {"image": {"tag": "other"}}))
-    for kind in ("Deployment/entrepot-operator", "Deployment/entrepot-registry", "Deployment/entrepot-token"):
+    for part in ("keeper", "operator", "registry", "token"):
+        kind = f"Deployment/entrepot-{part}"
         assert before[kind] != after[kind]
     assert before["StatefulSet/entrepot-database"] == after["StatefulSet/entrepot-database"]
 
@@ -291,7 +301,7 @@ def test_all_parts_together_leave_connections_to_postgresql_free() -> None:
         elif component in replicas:
             # One more while pods are replaced; never two operators.
             most += (replicas[component] + (component != "operator")) * int(pool)
-    assert most == 170, "the comment in values.yaml has the sum"
+    assert most == 172, "the comment in values.yaml has the sum"
     # Three are the superuser's; some for the set-up and for people.
     assert most <= int(values["database"]["embedded"]["parameters"]["max_connections"]) - 20
 
@@ -369,3 +379,34 @@ def test_the_first_user_is_an_administrator_and_absent_where_users_are_somebody_
     assert "people" in str(dict(pods(own))["Deployment/entrepot-token"]["spec"]["volumes"])
     (role,) = [item for item in own if item["kind"] == "Role" and item["metadata"]["name"] == "entrepot-setup"]
     assert "people" not in str(role["rules"])
+
+
+def test_every_variable_of_a_part_is_one_of_its_settings_with_a_value_that_it_takes() -> None:
+    parts: dict[str, list[type[Settings]]] = {
+        "registry": [RegistrySettings, WebSettings, TracesSettings, BufferSettings, DatabaseSettings, S3Settings],
+        "token": [TokenSettings, WebSettings, DatabaseSettings],
+        "keeper": [KeeperSettings, WebSettings, DatabaseSettings, S3Settings],
+        "operator": [OperatorSettings, TuningSettings, JobSettings, RemoteDefaults, DatabaseSettings],
+    }
+    changed = {
+        "registry": {
+            "workers": 3, "redirect": True, "warning": "moves on Friday", "requestRate": 2.5, "trustedProxies": ["10.0.0.0/8", "fd00::/8"],
+            "traces": {"endpoint": "http://collector:4318", "sampleRatio": 1}, "env": {"ENTREPOT_MAX_UPLOADS": "7"},
+        },
+        "storage": {"publicEndpoint": "https://s3.example.com"},
+    }  # fmt: skip
+    for values in ({}, changed):
+        objects = render(values)
+        for part, kinds in parts.items():
+            container = find(objects, "Deployment", f"entrepot-{part}")["spec"]["template"]["spec"]["containers"][0]
+            names = [item["name"] for item in container["env"] if item["name"].startswith("ENTREPOT_")]
+            assert len(names) == len(set(names))
+            known = {kind.prefix + field.name.upper() for kind in kinds for field in fields(kind)}
+            assert set(names) <= known, f"{part} does not know {sorted(set(names) - known)}"
+            for kind in kinds:
+                load(kind, environment(container))
+    registry = load(
+        RegistrySettings,
+        environment(find(objects, "Deployment", "entrepot-registry")["spec"]["template"]["spec"]["containers"][0]),
+    )
+    assert (registry.workers, registry.redirect, registry.request_rate, registry.max_uploads) == (3, True, 2.5, 7)

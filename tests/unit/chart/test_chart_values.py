@@ -24,11 +24,21 @@ OTHERS: dict[Path, Any] = {
     ("externalURLs",): ["https://registry.example.com"],
     ("upstream", "deniedCIDRs"): ["10.0.0.0/8"],
     ("logLevel",): "debug",
+    ("registry", "pullGrace"): "7m",
+    ("registry", "trustedProxies"): ["10.0.0.0/8"],
+    ("registry", "traces", "endpoint"): "http://collector:4318",
+    ("registry", "traces", "sampleRatio"): 0.5,
+    ("registry", "env"): {"ENTREPOT_MAX_UPLOADS": "7"},
+    ("storage", "publicEndpoint"): "https://s3.example.com",
     ("image", "pullPolicy"): "Always",
     ("registry", "service", "type"): "LoadBalancer",
     ("registry", "service", "annotations"): {"example.com/a": "b"},
     ("database", "embedded", "parameters"): {"work_mem": "8MB"},
 }
+
+
+ALONG: dict[Path, Any] = {("registry", "redirect"): {"storage": {"publicEndpoint": "https://s3.example.com"}}}
+"""What a value cannot be without."""
 
 
 def leaves(values: dict[str, Any], path: Path = ()) -> Iterator[Path]:
@@ -77,8 +87,9 @@ def test_every_value_has_an_effect(path: Path, defaults: str) -> None:
     value = default_values()
     for key in path:
         value = value[key]
-    changed = nested(path, other(path, value))
-    assert rendered_text(changed) != defaults, f"{'.'.join(path)} changes nothing"
+    along = ALONG.get(path, {})
+    before = rendered_text(along) if along else defaults
+    assert rendered_text({**along, **nested(path, other(path, value))}) != before, f"{'.'.join(path)} changes nothing"
 
 
 def test_every_value_has_a_comment_above_it() -> None:
@@ -141,6 +152,13 @@ def test_the_schema_is_closed() -> None:
         ({"registry": {"service": {"nodePort": 0}}}, "at '/registry/service/nodePort'"),
         ({"operator": {"resources": {"limit": {}}}}, "additional properties 'limit' not allowed"),
         ({"storage": {"bucket": "UPPER"}}, "at '/storage/bucket'"),
+        ({"storage": {"publicEndpoint": "s3.example.com"}}, "at '/storage/publicEndpoint'"),
+        ({"registry": {"env": {"PATH": "/tmp"}}}, "at '/registry/env'"),
+        ({"registry": {"env": {"ENTREPOT_MAX_UPLOADS": 7}}}, "at '/registry/env/ENTREPOT_MAX_UPLOADS'"),
+        ({"registry": {"env": {"ENTREPOT_WORKERS": "2"}}}, "registry.env: the chart sets ENTREPOT_WORKERS itself"),
+        ({"registry": {"redirect": True}}, "set storage.publicEndpoint to the address by which they reach it"),
+        ({"registry": {"workers": 0}}, "at '/registry/workers'"),
+        ({"registry": {"traces": {"sampleRatio": 2}}}, "at '/registry/traces/sampleRatio'"),
     ],
 )
 def test_a_wrong_value_stops_with_a_sentence_that_names_it(values: dict[str, Any], sentence: str) -> None:

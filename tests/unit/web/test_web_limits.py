@@ -24,9 +24,7 @@ class Clock:
 def admitted(limit: RateLimit, subject: str | None = "u", address: str | None = None) -> bool:
     try:
         limit.admit(subject, address)
-    except RegistryError as error:
-        assert (error.status, error.code) == (429, "TOOMANYREQUESTS")
-        assert int(error.headers["Retry-After"]) >= 1
+    except RegistryError:
         return False
     return True
 
@@ -53,6 +51,8 @@ def test_a_burst_is_admitted_and_after_retry_after_there_is_room_again(rate: flo
     assert all(admitted(limit) for _ in range(burst))
     with pytest.raises(RegistryError) as refused:
         limit.admit("u", None)
+    assert (refused.value.status, refused.value.code) == (429, "TOOMANYREQUESTS")
+    assert int(refused.value.headers["Retry-After"]) >= 1
     clock.now += int(refused.value.headers["Retry-After"])
     assert admitted(limit)
 

@@ -21,13 +21,14 @@ update manifest set touched_at = now() where digest = any (:digests::text[]);
 -- A page of what refers to a digest in the version that is served: manifests whose subject it is, and what old clients have listed in an index
 -- that is tagged with the digest. In the order of digests, each once. Sizes are summed up so that no page is larger than a client bears: a
 -- manifest's size bounds that of its annotations, and they are read only for the page.
-select d.uuid as place, d.access, found.digest, found.media_type, found.size, found.artifact_type, found.annotations
+select d.uuid as place, d.access, found.digest, found.media_type, found.size, found.artifact_type, found.annotations, found.listed
 from (select) as request
 left join place d on d.name = :name
 left join lateral (
-    select page.digest, page.media_type, page.size, page.artifact_type, m.annotations
+    select page.digest, page.media_type, page.size, page.artifact_type, page.listed, m.annotations
     from (
-        select listed.*, sum(listed.size) over (order by listed.digest rows between unbounded preceding and 1 preceding) as before
+        select listed.*, count(*) over () as listed,
+            sum(listed.size) over (order by listed.digest rows between unbounded preceding and 1 preceding) as before
         from (
             select c.id, c.digest, c.media_type, c.size, coalesce(c.artifact_type, config.media_type) as artifact_type
             from (

@@ -3,8 +3,9 @@
 
 -- name: find_manifests
 -- Manifests by tag or digest. By digest also what left the latest version less than the grace ago by anything but an explicit delete:
--- the last range of a manifest is the one that counts, since an earlier one may have ended otherwise.
-select q.position, d.uuid as place, d.access, m.digest, m.media_type, m.size, case when q.with_body then m.body end as body
+-- the last range of a manifest is the one that counts, since an earlier one may have ended otherwise. Stale is as of blobs, below.
+select q.position, d.uuid as place, d.access, m.digest, m.media_type, m.size, case when q.with_body then m.body end as body,
+    m.touched_at < now() - :fresh::interval as is_stale
 from unnest(:names::text[], :tags::text[], :digests::text[], :with_bodies::boolean[]) with ordinality
     as q (name, tag, digest, with_body, position)
 left join place d on d.name = q.name
@@ -48,11 +49,13 @@ join manifest m on m.digest = q.digest;
 -- Blobs by digest. Following latest: not hidden, and named by a manifest of the latest version, or never named here (an upload in
 -- progress), or gone from the latest less than the grace ago other than by explicit delete. Pinned: only if a manifest of that version
 -- names it. Either way it must be linked here: a manifest may name foreign layers that are not, and naming a digest gives access to nothing.
-select q.position, d.uuid as place, d.access, d.redirect, b.size, b.object_key, case when q.with_inline then b.inline end as inline
+-- Stale is what nobody was told of for so long that it is to be touched before somebody is.
+select q.position, d.uuid as place, d.access, d.redirect, b.size, b.object_key, case when q.with_inline then b.inline end as inline,
+    case when b.is_stale then b.id end as stale, d.repository
 from unnest(:names::text[], :digests::text[], :with_inlines::boolean[]) with ordinality as q (name, digest, with_inline, position)
 left join place d on d.name = q.name
 left join lateral (
-    select c.*
+    select c.*, l.touched_at < now() - :fresh::interval as is_stale
     from blob c
     join repository_blob l on l.blob = c.id and l.repository = d.repository
     where c.digest = q.digest

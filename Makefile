@@ -47,6 +47,7 @@ test-cluster: setup ## a real cluster: the project's own node, or the one that E
 bench: setup ## side by side with peers; prints tables
 	$(PYTHON) -m bench.commit
 	$(PYTHON) -m bench.sync
+	$(PYTHON) -m bench.registry
 
 demo: ## from nothing to a pod that runs from a mirrored image
 	@hack/demo

@@ -25,11 +25,11 @@ from bench.systems import LARGE, NAME, REDIRECTED, System, Systems, running_syst
 from tests.servers import find_tool
 
 Arguments: TypeAlias = list[str]
-_HEADERS = (
-    "User-Agent: loadgen",
-    "Accept: application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json, "
-    "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, */*",
-)
+_HEADERS = """\
+User-Agent: loadgen
+Accept: application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json, \
+application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, */*
+"""
 """What a node's runtime sends."""
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -126,7 +126,7 @@ class Bench:
         behind = (systems.s3_pid, *system.behind)
         mark, cpu, cpu_behind = systems.mark(), _cpu(system.pid), sum(map(_cpu, behind))
         command = [
-            self._loadgen, "-address", system.address, "-host", system.host, "-header", "\n".join((*_HEADERS, system.headers)),
+            self._loadgen, "-address", system.address, "-host", system.host, "-header", _HEADERS + system.headers,
             "-connections", str(connections), "-seconds", str(self.seconds), *arguments,
         ]  # fmt: skip
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)

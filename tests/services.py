@@ -77,14 +77,17 @@ class Answer:
 async def signed(
     owner: Connection, keys: Path, wanted: Mapping[str, tuple[str, ...]], *, subject: str = "tester"
 ) -> dict[str, str]:
-    """A token for actions by name, as a header, signed with the token service's own key."""
+    """A token for actions by name, as a header, signed with the token service's own key; no actions: asked for, and refused."""
     rows = await owner.fetch("select name, uuid from place where name = any ($1::text[])", list(wanted))
     key = load_pem_private_key((keys / "key-1.pem").read_bytes(), password=None)
     now = int(time.time())
     claims = {
         "iss": SERVICE, "aud": SERVICE, "sub": subject, "iat": now, "nbf": now, "exp": now + 300, "jti": secrets.token_hex(8),
-        "access": [{"type": "repository", "name": n, "actions": list(a)} for n, a in wanted.items()],
-        "entrepot": {"distributions": {row["name"]: str(row["uuid"]) for row in rows}},
+        "access": [{"type": "repository", "name": n, "actions": list(a)} for n, a in wanted.items() if a],
+        "entrepot": {
+            "distributions": {row["name"]: str(row["uuid"]) for row in rows},
+            "refused": [n for n, a in wanted.items() if not a],
+        },
     }  # fmt: skip
     token = jwt.encode(claims, key, algorithm="ES256", headers={"kid": "key-1"})  # type: ignore[arg-type]
     return {"Authorization": f"Bearer {token}"}
@@ -194,7 +197,11 @@ async def running(
         settings = dataclasses.replace(settings, **registry)
         service = await stack.enter_async_context(
             open_registry(
-                settings, web_settings=web, database=registry_database or database.settings("registry"), s3=s3, buffers=buffers,
+                settings,
+                web_settings=web,
+                database=registry_database or database.settings("registry"),
+                s3=s3,
+                buffers=buffers,
                 tracing=tracing,
             )  # fmt: skip
         )

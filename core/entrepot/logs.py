@@ -9,6 +9,9 @@ import structlog
 
 __all__ = ["configure"]
 
+_INDISCREET = ("aiobotocore", "botocore", "kubernetes", "opentelemetry", "requests", "urllib3")
+"""Libraries whose debug messages hold signatures of requests, signed addresses or bodies of Secrets: they say nothing below info."""
+
 
 def configure(level: str = "info", *, json: bool = True) -> None:
     """Set up logging for the process. `level` is debug, info, warning or error."""
@@ -42,3 +45,5 @@ def configure(level: str = "info", *, json: bool = True) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    for name in _INDISCREET:
+        logging.getLogger(name).setLevel(max(root.level, logging.INFO))

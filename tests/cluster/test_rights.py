@@ -18,6 +18,10 @@ import pytest
 import yaml
 
 from entrepot.settings import S3Settings
+from entrepot_setup.api import open_api
+from entrepot_setup.generate import wanted_secrets
+from entrepot_setup.secret_objects import ensure_secret
+from entrepot_setup.settings import InstallSettings
 from tests import contents, services
 from tests.cluster.operator_harness import SYSTEM, TOP, ApiServer, running_api_server
 from tests.conftest import Database
@@ -40,16 +44,23 @@ def api() -> Iterator[ApiServer]:
     with running_api_server() as server:
         for namespace in ("demo", "other"):
             server.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
-        for namespace, name in (("demo", "robot"), ("demo", "second"), (SYSTEM, "entrepot-token"), (SYSTEM, "idle")):
+        for namespace, name in (
+            ("demo", "robot"),
+            ("demo", "second"),
+            (SYSTEM, "entrepot-token"),
+            (SYSTEM, "idle"),
+            (SYSTEM, "entrepot-setup"),
+        ):
             make_account(server, namespace, name)
-        for template in ("templates/token/rbac.yaml", "templates/clusterroles.yaml"):
+        for template in ("templates/token/rbac.yaml", "templates/setup/rbac.yaml", "templates/clusterroles.yaml"):
             done = subprocess.run(
                 [find_tool("helm"), "template", "entrepot", str(TOP / "charts" / "entrepot"), f"--namespace={SYSTEM}",
                  "--kube-version=1.34.0", f"--show-only={template}"],
                 capture_output=True, text=True, check=True,
             )  # fmt: skip
             for body in yaml.safe_load_all(done.stdout):
-                server.apply(body)
+                if body["kind"] != "ServiceAccount":
+                    server.apply(body)
         yield server
 
 
@@ -122,7 +133,8 @@ async def opened(
     )
     await asyncio.to_thread((directory / "htpasswd").write_bytes, line)
     chosen = {
-        "kubeconfig": config, "cluster_audience": AUDIENCE, "review_cache": CACHE, "htpasswd_file": directory / "htpasswd", **settings,
+        "kubeconfig": config, "cluster_audience": AUDIENCE, "review_cache": CACHE, "htpasswd_file": directory / "htpasswd",
+        "files_interval": timedelta(milliseconds=50), "login_failures": 100, **settings,
     }  # fmt: skip
     async with services.running(database, s3, directory / "keys", token=chosen) as started:
         for namespace in ("demo", "other"):
@@ -372,3 +384,32 @@ async def test_a_robot_pulls_with_its_token_as_password(api: ApiServer, running:
     assert (await running.request("GET", manifest, headers=bearer(token))).status == 200
     await asyncio.to_thread(api.delete, binding)
     await becomes(running, robot, {})
+
+
+@pytest.mark.allow_blocking
+async def test_the_first_user_has_a_password_of_its_own_and_may_do_everything(
+    api: ApiServer, database: Database, s3: S3Settings, tmp_path: Path
+) -> None:
+    settings = InstallSettings(
+        namespace=SYSTEM, release="entrepot", database_secret="entrepot-database", storage_secret="entrepot-storage",
+        signing_keys_secret="entrepot-signing-keys", credentials_key_secret="entrepot-credentials-key", users_secret="entrepot-users",
+    )  # fmt: skip
+    async with open_api(kubeconfig(api, tmp_path, account="entrepot-setup")) as set_up:
+        made = [
+            await ensure_secret(set_up, wanted_secrets(settings)[-1], namespace=SYSTEM, release="entrepot")
+            for _ in range(2)
+        ]
+    assert made[0] == made[1], "an upgrade keeps it"
+    password = made[0]["admin-password"].decode()
+    async with opened(database, s3, tmp_path, kubeconfig(api, tmp_path)) as running:
+        (tmp_path / "htpasswd").write_bytes(made[0]["htpasswd"])
+        everything = {"pull", "push", "delete"}
+        expected = {"demo/app": everything, "r/demo/app": everything, "other/app": everything}
+
+        async def is_in() -> bool:
+            return (await running.ask_token(**basic("admin", password))).status == 200
+
+        await until(is_in)
+        assert await granted(running, basic("admin", password)) == expected
+        for guess in ("admin", "password", "entrepot", "admin."):
+            assert (await running.ask_token(**basic("admin", guess))).status == 401

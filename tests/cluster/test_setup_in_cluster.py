@@ -67,6 +67,7 @@ def settings(namespace: str, release: str) -> InstallSettings:
         storage_secret=f"{release}-storage",
         signing_keys_secret=f"{release}-signing-keys",
         credentials_key_secret=f"{release}-credentials-key",
+        users_secret=f"{release}-users",
     )
 
 

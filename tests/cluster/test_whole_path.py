@@ -14,50 +14,28 @@ import re
 import signal
 import subprocess
 import threading
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.error import HTTPError
 from uuid import uuid4
 
 import pytest
 import yaml
 
-from tests.cluster.conftest import OWN_NODE, Kubectl
-from tests.cluster.release import Release, clear
+from tests.cluster.conftest import Kubectl
+from tests.cluster.node import BRIDGE, REGISTRY, SYSTEM, condition, eventually, installed, main_process
+from tests.cluster.release import Release
 from tests.upstreams.server import Upstream
 
-T = TypeVar("T")
-
 TOP = Path(__file__).parents[2]
-SYSTEM = "entrepot"
-BRIDGE = "10.88.0.1"
-REGISTRY = "localhost:30500"
-SOCKET = "/run/entrepot-containerd.sock"
-
-
-def eventually(look: Callable[[], T], *, seconds: float = 90, what: str) -> T:
-    """What `look` gives as soon as that is true; AssertionError with its last answer after a deadline."""
-    deadline = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < deadline, f"{what}: not within {seconds} s; last: {found!r}"
-        time.sleep(0.1)
-    return found
 
 
 @pytest.fixture(scope="module")
 def release(kubeconfig: Path, kubectl: Kubectl) -> Iterator[Release]:
-    assert kubeconfig == OWN_NODE, "the whole path needs the project's own node: its upstreams run on this host"
-    clear(kubeconfig, own=kubeconfig == OWN_NODE)
-    kubectl("create", "namespace", SYSTEM, check=False)
-    kubectl("label", "namespace", SYSTEM, "--overwrite", "pod-security.kubernetes.io/enforce=restricted")
-    release = Release(kubeconfig, namespace=SYSTEM)
-    release.install()
-    yield release
-    release.uninstall()
-    kubectl("delete", "namespace", SYSTEM, "--timeout=55s")
+    with installed(kubeconfig, kubectl) as release:
+        yield release
 
 
 @pytest.fixture(scope="module")
@@ -117,11 +95,6 @@ def repository(kubectl: Kubectl, namespace: str) -> dict[str, Any]:
     return found
 
 
-def condition(resource: dict[str, Any], kind: str = "Ready") -> dict[str, Any]:
-    found = [c for c in resource.get("status", {}).get("conditions", []) if c["type"] == kind]
-    return found[0] if found else {}
-
-
 def ready(kubectl: Kubectl, namespace: str, *, seconds: float = 120) -> dict[str, Any]:
     """The Repository, once it is Ready."""
 
@@ -130,27 +103,6 @@ def ready(kubectl: Kubectl, namespace: str, *, seconds: float = 120) -> dict[str
         return found if condition(found).get("status") == "True" and "latestVersion" in found["status"] else None
 
     return eventually(look, seconds=seconds, what=f"Repository {namespace}/app is Ready") or {}
-
-
-def main_process(kubectl: Kubectl, namespace: str, selector: str, container: str) -> int | None:
-    """The host's id of the main process of a running container, if there is one."""
-    pods = json.loads(
-        kubectl("get", "pods", f"--namespace={namespace}", f"--selector={selector}", "--output=json").stdout
-    )
-    for pod in pods["items"]:
-        for status in pod["status"].get("containerStatuses", []):
-            if status["name"] == container and "running" in status["state"]:
-                identity = status["containerID"].removeprefix("containerd://")
-                tasks = subprocess.run(
-                    ["ctr", "--address", SOCKET, "--namespace", "k8s.io", "tasks", "ls"],
-                    capture_output=True,
-                    text=True,
-                    check=True,
-                ).stdout
-                found = re.search(rf"^{identity}\s+(\d+)\s+RUNNING", tasks, re.MULTILINE)
-                if found:
-                    return int(found[1])
-    return None
 
 
 class Client:

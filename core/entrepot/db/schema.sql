@@ -270,6 +270,22 @@ begin
 end
 $$;
 
+CREATE FUNCTION public.image_size(p_repository bigint, p_manifest bigint) RETURNS bigint
+    LANGUAGE sql STABLE
+    AS $$
+    with part as (
+        select p_manifest as id
+        union
+        select c.id from manifest_child k join manifest c on c.digest = k.digest
+        where k.parent = p_manifest
+            and exists (select from repository_manifest x where x.repository = p_repository and x.manifest = c.id)
+    )
+    select (
+        (select sum(m.size) from part join manifest m on m.id = part.id)
+        + coalesce((select sum(size) from (select distinct e.blob, e.size from part join manifest_blob e on e.manifest = part.id) b), 0)
+    )::bigint
+$$;
+
 CREATE FUNCTION public.link_pushed_blob(p_repository bigint, p_blob bigint, p_size bigint) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'public', 'pg_temp'
@@ -314,6 +330,20 @@ begin
     );
     select r.latest into number from repository r where r.id = p_repository;
 end
+$$;
+
+CREATE FUNCTION public.seen_version(p_name text, p_history boolean, p_number bigint, p_change text) RETURNS TABLE(place uuid, access text, repository bigint, sees_history boolean, number bigint, base bigint, at bigint, not_at bigint)
+    LANGUAGE sql STABLE
+    AS $$
+    select d.uuid, d.access, d.repository, p_history and d.pinned is null, v.number, v.base,
+        case when p_change is distinct from 'removed' then v.number when p_history and d.pinned is null then v.base else 0 end,
+        case p_change when 'added' then v.base when 'removed' then v.number else 0 end
+    from (select) as request
+    left join place d on d.name = p_name
+    left join repository r on r.id = d.repository
+    left join version v on v.repository = d.repository
+        and v.number = coalesce(p_number, d.pinned, r.latest)
+        and (p_history and d.pinned is null or v.number = coalesce(d.pinned, r.latest))
 $$;
 
 CREATE FUNCTION public.sign_manifest(p_repository bigint, p_manifest text, p_name text, p_digest text, p_content bytea, p_limit integer, OUT outcome text, OUT number bigint) RETURNS record
@@ -1048,11 +1078,17 @@ GRANT ALL ON FUNCTION public.foreign_names(p_repository bigint, p_blob bigint, O
 REVOKE ALL ON FUNCTION public.hide_blob(p_repository bigint, p_digest text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.hide_blob(p_repository bigint, p_digest text) TO entrepot_registry;
 
+REVOKE ALL ON FUNCTION public.image_size(p_repository bigint, p_manifest bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.image_size(p_repository bigint, p_manifest bigint) TO entrepot_registry;
+
 REVOKE ALL ON FUNCTION public.link_pushed_blob(p_repository bigint, p_blob bigint, p_size bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.link_pushed_blob(p_repository bigint, p_blob bigint, p_size bigint) TO entrepot_registry;
 
 REVOKE ALL ON FUNCTION public.push_manifest(p_repository bigint, p_cause text, p_tags text[], p_blobs_needed text[], p_manifests_needed text[], p_manifest jsonb, p_body bytea, p_blobs jsonb, p_children jsonb, OUT missing text[], OUT number bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.push_manifest(p_repository bigint, p_cause text, p_tags text[], p_blobs_needed text[], p_manifests_needed text[], p_manifest jsonb, p_body bytea, p_blobs jsonb, p_children jsonb, OUT missing text[], OUT number bigint) TO entrepot_registry;
+
+REVOKE ALL ON FUNCTION public.seen_version(p_name text, p_history boolean, p_number bigint, p_change text) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.seen_version(p_name text, p_history boolean, p_number bigint, p_change text) TO entrepot_registry;
 
 REVOKE ALL ON FUNCTION public.sign_manifest(p_repository bigint, p_manifest text, p_name text, p_digest text, p_content bytea, p_limit integer, OUT outcome text, OUT number bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.sign_manifest(p_repository bigint, p_manifest text, p_name text, p_digest text, p_content bytea, p_limit integer, OUT outcome text, OUT number bigint) TO entrepot_registry;

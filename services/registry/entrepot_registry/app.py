@@ -26,6 +26,7 @@ from entrepot.web.traces import TracesSettings, open_traces
 from entrepot.web.workers import Worker
 from entrepot_registry.access import Guard
 from entrepot_registry.blobs import Blobs
+from entrepot_registry.browse import BROWSED, Browse
 from entrepot_registry.catalog import Catalog
 from entrepot_registry.keys import KeySet
 from entrepot_registry.logins import Logins, PasswordRule
@@ -114,7 +115,7 @@ class App:
             raise RegistryError(405, "UNSUPPORTED", f"only {names} are supported here", headers={"Allow": names})
         if endpoint is Endpoint.BASE:
             await self._guard.identify(call)
-            return web.Response(body=b"{}", headers=_BASE_HEADERS)
+            return Answer(headers=dict(_BASE_HEADERS), body=b"{}")
         if endpoint in {Endpoint.HEALTH, Endpoint.READY}:
             return await health(call.path, self._readiness) or web.Response(status=404)
         answering = self._endpoints.get(endpoint)
@@ -211,6 +212,7 @@ async def open_registry(
             Endpoint.REFERRERS: Referrers(pool, guard, settings=settings, metrics=metrics),
             Endpoint.SIGNATURES: Signatures(pool, guard, targets, settings=settings, metrics=metrics),
             Endpoint.CATALOG: Catalog(pool, guard, settings=settings, metrics=metrics),
+            **dict.fromkeys(BROWSED, Browse(pool, guard, settings=settings, metrics=metrics)),
         }
         proxy = TokenProxy(token_service, rule=rule)
         app = App(

@@ -18,6 +18,7 @@ from entrepot.db.manifests import FoundPush, PushQuery, find_pushes
 from entrepot.db.pool import Pool
 from entrepot.errors import CommitRefused, RegistryError
 from entrepot.oci.digest import Digest
+from entrepot.oci.errors import GrammarError
 from entrepot.oci.manifest import Manifest, ManifestInvalid, config_platform, parse
 from entrepot.oci.media_types import MANIFEST_TYPES, is_foreign_layer
 from entrepot.oci.reference import parse_tag
@@ -69,7 +70,12 @@ class ManifestWrites:
         async with read_document(
             call, limit=self._settings.manifest_size, budget=self._budget, timeout=self._settings.manifest_timeout
         ) as body:
-            manifest = await self._parse(call, body, reference)
+            try:
+                manifest = await self._parse(call, body, reference)
+            except (GrammarError, RegistryError):
+                # Whether the name takes a push at all comes first.
+                admit_writer(call, name, grant, await self._targets.ask(name), guard=self._guard)
+                raise
             found = await self._pushes.ask(PushQuery(name, _unread_config(manifest)))
             place = admit_writer(call, name, grant, found.target, guard=self._guard)
             version = await self._commit(name, place.repository, _record(manifest, found.config), str(reference), tags)

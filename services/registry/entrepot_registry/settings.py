@@ -139,6 +139,21 @@ class RegistrySettings(Settings):
     tags_maximum: int = 10_000
     """Tags listed at most, whatever the client says."""
 
+    browse_default: int = 100
+    """Entries of the content API's pages where the client does not say how many."""
+
+    browse_maximum: int = 1000
+    """Entries of the content API's pages at most, whatever the client says."""
+
+    browse_filters: int = 100
+    """Values that a filter of the content API takes at most."""
+
+    browse_connections: int = 2
+    """Connections to PostgreSQL that the content API uses at a time; further requests wait."""
+
+    browse_timeout: timedelta = timedelta(seconds=20)
+    """How long a request to the content API may wait and take before the client is told to try again."""
+
     lookup_connections: int = 2
     """Connections to PostgreSQL that look up manifests, and as many that look up blobs; requests that come meanwhile share the next
     statement."""
@@ -187,6 +202,7 @@ class RegistrySettings(Settings):
             "workers", "request_burst", "rate_table", "lookup_connections", "lookup_batch", "tags_default", "tags_maximum", "token_cache",
             "login_cache", "manifest_size", "manifest_budget", "manifest_tags", "referrers_page", "referrers_size", "signature_size",
             "signatures_maximum", "catalog_default", "catalog_maximum", "max_blob_size", "max_uploads", "upload_keys", "upload_hashes",
+            "browse_default", "browse_maximum", "browse_filters", "browse_connections",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise SettingInvalid(f"{self.prefix}{name.upper()} must be at least 1")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import msgspec
-from aiohttp import web
 
 from entrepot.db.pool import Pool
 from entrepot.db.registry import list_tags
+from entrepot.web.answers import Answer
 from entrepot.web.calls import Call
 from entrepot_registry.access import Guard
 from entrepot_registry.metrics import RegistryMetrics
@@ -26,7 +26,7 @@ class Tags:
         self._settings = settings
         self._list = Statement(pool, "list_tags", timeout=settings.lookup_timeout, metrics=metrics)
 
-    async def answer(self, call: Call, route: Route) -> web.Response:
+    async def answer(self, call: Call, route: Route) -> Answer:
         """GET and HEAD. Raises RegistryError, GrammarError and `DatabaseUnavailable`."""
         name = route.name or ""
         page = page_of(call, default=self._settings.tags_default, maximum=self._settings.tags_maximum)
@@ -38,4 +38,4 @@ class Tags:
         headers = {"Content-Type": "application/json"}
         if tags and len(found.tags) > len(tags):
             headers |= next_page(f"/v2/{name}/tags/list", n=page.limit, last=tags[-1])
-        return web.Response(body=msgspec.json.encode({"name": name, "tags": tags}), headers=headers)
+        return Answer(headers=headers, body=msgspec.json.encode({"name": name, "tags": tags}))

@@ -316,3 +316,102 @@ async def test_damaged_bytes_are_replaced_by_the_next_writers(owner: Connection)
     row = await owner.fetchrow("select object_key, quarantined_at from blob")
     assert row is not None
     assert (row["object_key"], row["quarantined_at"]) == (second, None)
+
+
+async def sign(owner: Connection, manifest: str, content_: bytes) -> int:
+    made: int = await owner.fetchval(
+        "insert into signature (digest, manifest, name, content) values ($1, $2, 'name', $3) returning id", contents.sha256(content_), manifest, content_
+    )  # fmt: skip
+    return made
+
+
+async def signatures_at(owner: Connection, repository: int, number: int) -> set[int]:
+    rows = await owner.fetch(
+        "select signature from repository_signature where repository = $1 and added <= $2 and (removed is null or removed > $2)",
+        repository, number,
+    )  # fmt: skip
+    return {row["signature"] for row in rows}
+
+
+async def test_signatures_go_with_the_manifest_they_sign_and_with_no_other(owner: Connection) -> None:
+    repository, elsewhere = [await make_repository(owner, name=name) for name in ("app", "other")]
+    one, two = image(b"1"), image(b"2")
+    for where in (repository, elsewhere):
+        await push(owner, where, "one", one)
+        await push(owner, where, "two", two)
+    [first, second] = await put(owner, one, two)
+    signed = [
+        await sign(owner, one.digest, b"a"),
+        await sign(owner, one.digest, b"b"),
+        await sign(owner, two.digest, b"a"),
+    ]
+    for where in (repository, elsewhere):
+        await commit(owner, where, Change(add_signatures=signed))
+    await commit(owner, repository, Change(untag=["one"], remove_manifests=[first]))
+    assert await signatures_at(owner, repository, 3) == set(signed)
+    assert await signatures_at(owner, repository, 4) == {signed[2]}
+    assert await signatures_at(owner, elsewhere, 4) == set(signed)
+    row = await summary(owner, repository, 4)
+    assert (row["signatures"], row["removed_signatures"]) == (1, 2)
+    await commit(owner, repository, Change(remove_signatures=[signed[2]]))
+    assert await signatures_at(owner, repository, 5) == set()
+    assert await manifests_at(owner, repository, 5) == {second}
+
+
+async def test_only_an_explicit_delete_takes_a_manifest_out_of_an_index(owner: Connection) -> None:
+    repository = await make_repository(owner)
+    one, two = image(b"a"), image(b"b", architecture="arm64")
+    await push(owner, repository, "multi", one, two)
+    [first] = await put(owner, one)
+    with pytest.raises(StillReferenced):
+        await commit(owner, repository, Change(remove_manifests=[first]))
+    done = await commit(owner, repository, Change(remove_manifests=[first], withdrawn=True))
+    assert (done.outcome, done.version) == ("Changed", 2)
+    with pytest.raises(StillReferenced):
+        [both] = await put(owner, contents.index(one, two))
+        await commit(owner, repository, Change(remove_manifests=[both], withdrawn=True))
+
+
+async def test_of_pushes_in_quick_succession_all_but_the_last_are_steps(owner: Connection) -> None:
+    repository = await make_repository(owner)
+
+    async def made(kind: str, number: int) -> None:
+        one = image(b"%d" % number)
+        await store(owner, repository, *one.blobs)
+        [manifest] = await put(owner, one)
+        change = Change(tags={"latest": manifest}, add_manifests=[manifest])
+        await content.commit(owner, repository, change=change, cause=content.Cause(kind, "latest"))
+
+    for number, kind in enumerate(("Sync", "Push", "Push", "Sync", "Push", "Push"), start=1):
+        if number == 6:
+            await owner.execute("update version set created_at = created_at - interval '11 minutes' where number = 5")
+        await made(kind, number)
+    rows = await owner.fetch("select number from version where is_step")
+    assert [row["number"] for row in rows] == [2]
+
+
+async def test_a_foreign_layer_that_is_linked_late_is_counted(owner: Connection) -> None:
+    repository = await make_repository(owner)
+    foreign = contents.descriptor(
+        b"far", "application/vnd.oci.image.layer.nondistributable.v1.tar", urls=["https://example.test"]
+    )
+    images = [image(b"near", layers=[foreign], annotations={"n": str(n)}) for n in range(3)]
+    await store(owner, repository, images[0].config)
+    ids = await put(owner, *images)
+    await commit(owner, repository, Change(add_manifests=ids))
+    await commit(owner, repository, Change(remove_manifests=ids[:1]))
+    await store(owner, repository, b"far")
+
+    async def counters() -> tuple[int, int, bool]:
+        row = await owner.fetchrow(
+            "select in_latest, in_any, named from repository_blob l join blob b on b.id = l.blob where digest = $1",
+            contents.sha256(b"far"),
+        )
+        assert row is not None
+        return row["in_latest"], row["in_any"], row["named"]
+
+    assert await counters() == (2, 3, True)
+    await store(owner, repository, b"far")
+    assert await counters() == (2, 3, True), "a link that is there is not counted again"
+    await commit(owner, repository, Change(remove_manifests=ids[1:]))
+    assert await counters() == (0, 3, True)

@@ -481,6 +481,8 @@ async def test_more_uploads_at_once_than_the_limit_are_429(database: Database, s
         await fill(started)
         client = await pushes.pusher(started)
         streams = [Slowly(), Slowly()]
+        for stream in streams:
+            stream.send(b"some")
         locations = [await client.begin() for _ in range(3)]
         held = [asyncio.create_task(client.patch(at, s)) for at, s in zip(locations, streams, strict=False)]
         await until(lambda: _uploading(started, 2))

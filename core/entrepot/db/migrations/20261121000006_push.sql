@@ -542,9 +542,45 @@ begin
 end
 $$;
 
+-- A version as somebody sees it who came by a name: the one by that number, or without a number the one that is served there. Who sees the
+-- whole history sees every retained version, unless the place is pinned; everybody else sees what is served and nothing else. What is in `at`
+-- and not in `not_at` is what was asked for: all of the version, or what was added or removed since its base. There is always one row.
+create function seen_version(p_name text, p_history boolean, p_number bigint, p_change text)
+returns table (
+    place uuid, access text, repository bigint, sees_history boolean, number bigint, base bigint, "at" bigint, not_at bigint
+) language sql stable as $$
+    select d.uuid, d.access, d.repository, p_history and d.pinned is null, v.number, v.base,
+        case when p_change is distinct from 'removed' then v.number when p_history and d.pinned is null then v.base else 0 end,
+        case p_change when 'added' then v.base when 'removed' then v.number else 0 end
+    from (select) as request
+    left join place d on d.name = p_name
+    left join repository r on r.id = d.repository
+    left join version v on v.repository = d.repository
+        and v.number = coalesce(p_number, d.pinned, r.latest)
+        and (p_history and d.pinned is null or v.number = coalesce(d.pinned, r.latest))
+$$;
+
+-- Bytes of a manifest and of the blobs it names; of an index also those of the images that it lists and the repository holds. Each counts once.
+create function image_size(p_repository bigint, p_manifest bigint) returns bigint language sql stable as $$
+    with part as (
+        select p_manifest as id
+        union
+        select c.id from manifest_child k join manifest c on c.digest = k.digest
+        where k.parent = p_manifest
+            and exists (select from repository_manifest x where x.repository = p_repository and x.manifest = c.id)
+    )
+    select (
+        (select sum(m.size) from part join manifest m on m.id = part.id)
+        + coalesce((select sum(size) from (select distinct e.blob, e.size from part join manifest_blob e on e.manifest = part.id) b), 0)
+    )::bigint
+$$;
+
 revoke all on function foreign_names, store_manifests, push_manifest, delete_manifest, sign_manifest from public;
 grant execute on function push_manifest, delete_manifest, sign_manifest to entrepot_registry;
 grant execute on function foreign_names, store_manifests to entrepot_syncer;
+
+revoke all on function seen_version, image_size from public;
+grant execute on function seen_version, image_size to entrepot_registry;
 
 revoke all on function writable_repository, store_pushed_blob, link_pushed_blob, hide_blob from public;
 grant execute on function writable_repository, store_pushed_blob, link_pushed_blob, hide_blob to entrepot_registry;
@@ -570,6 +606,7 @@ grant select (id, finished_at) on sync_run to entrepot_keeper;
 
 -- migrate:down
 -- commit_content stays as it is: it does all that the older one did.
+drop function seen_version, image_size;
 drop view place;
 drop index repository_place;
 drop function sign_manifest, delete_manifest, push_manifest, store_manifests;

@@ -75,14 +75,21 @@ def template_database(postgres: Postgres) -> str:
     return name
 
 
+@contextlib.asynccontextmanager
+async def fresh_database(postgres: Postgres, template: str) -> AsyncIterator[Database]:
+    """A database of one's own, copied from a migrated one."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    admin = postgres.dsn(user="postgres", database="postgres")
+    await _execute(admin, f"create database {name} template {template}")
+    yield Database(postgres, name)
+    await _execute(admin, f"drop database {name} with (force)")
+
+
 @pytest.fixture
 async def database(postgres: Postgres, template_database: str) -> AsyncIterator[Database]:
     """A fresh migrated database."""
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    admin = postgres.dsn(user="postgres", database="postgres")
-    await _execute(admin, f"create database {name} template {template_database}")
-    yield Database(postgres, name)
-    await _execute(admin, f"drop database {name} with (force)")
+    async with fresh_database(postgres, template_database) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -203,7 +203,7 @@ async def running(
                 s3=s3,
                 buffers=buffers,
                 tracing=tracing,
-            )  # fmt: skip
+            )
         )
         http = await stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
         made = Running(service, issuer, owner, store, http, keys)

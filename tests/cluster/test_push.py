@@ -31,6 +31,8 @@ from tests.tools import Tools, made_tools
 pytestmark = [pytest.mark.allow_blocking, pytest.mark.timeout(240)]
 
 TOP = Path(__file__).parents[2]
+OURS = "entrepot-tests=push"
+"""A label of the tests' namespaces."""
 AUDIENCE = f"entrepot.{SYSTEM}"
 PLAIN = "--tls-verify=false"
 
@@ -39,6 +41,8 @@ PLAIN = "--tls-verify=false"
 def release(kubeconfig: Path, kubectl: Kubectl) -> Iterator[Release]:
     with installed(kubeconfig, kubectl, {"keeper": {"interval": "1s"}}) as release:
         yield release
+        # While the operator is there to let go of what is in them; all together, since each takes ten seconds.
+        kubectl("delete", "namespace", f"--selector={OURS}", "--timeout=55s")
 
 
 @pytest.fixture
@@ -127,11 +131,12 @@ class Team:
 def team(release: Release, kubectl: Kubectl) -> Iterator[Team]:
     name = f"push-{uuid4().hex[:8]}"
     kubectl("create", "namespace", name)
+    kubectl("label", "namespace", name, OURS)
     team = Team(kubectl, name)
     team.apply_examples()
     team.wait("edist", "service", "Serving")
     yield team
-    kubectl("delete", "namespace", name, "--timeout=55s")
+    kubectl("delete", "namespace", name, "--wait=false")
 
 
 async def build(tools: Tools, reference: str, words: str) -> None:
@@ -160,11 +165,11 @@ async def test_a_pipeline_pushes_with_its_own_token_and_a_node_pulls_with_its_po
     await build(tools, team.path(), "pushed by a pipeline")
     # Nobody; somebody without rights; and somebody who may pull only.
     _, refused = await tools.podman("push", PLAIN, team.path(), status=125)
-    assert "unauthorized" in refused or "authentication required" in refused
+    assert "access to the resource is denied" in refused
     for account in ("default", "puller"):
         await tools.login(account, team.token(account))
         _, refused = await tools.podman("push", PLAIN, team.path(), status=125)
-        assert "denied" in refused or "unauthorized" in refused
+        assert "access to the resource is denied" in refused
     assert team.versions() == {}
 
     await tools.login("pipeline", team.token("pipeline"))
@@ -186,7 +191,11 @@ async def test_a_pipeline_pushes_with_its_own_token_and_a_node_pulls_with_its_po
     )  # fmt: skip
     team.run("member", team.path(), secret="registry")
     kubectl("wait", f"--namespace={team.namespace}", "pod/member", "--for=condition=Ready", "--timeout=55s")
-    assert kubectl("logs", f"--namespace={team.namespace}", "member").stdout == "pushed by a pipeline"
+    eventually(
+        lambda: kubectl("logs", f"--namespace={team.namespace}", "member").stdout == "pushed by a pipeline",
+        seconds=20,
+        what="the pod runs what was pushed",
+    )
     # `Authenticated` is for everybody who is somebody, `Private` is not.
     await tools.login("default", team.token("default"))
     await tools.skopeo("inspect", PLAIN, f"docker://{team.path('service-stable')}")

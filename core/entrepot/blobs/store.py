@@ -22,17 +22,26 @@ from aiobotocore.session import AioSession, get_session
 from entrepot.blobs.budget import ByteBudget
 from entrepot.blobs.failures import ObjectMissing, translated
 from entrepot.blobs.settings import BufferSettings
-from entrepot.blobs.upload import Multipart, Upload, checksum
+from entrepot.blobs.upload import Multipart, Upload, checksum, complete_parts
 from entrepot.errors import StorageUnavailable
 from entrepot.settings import S3Settings
+from entrepot.splice import is_plain
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
 
-__all__ = ["BlobStore", "BufferSettings", "Multipart", "ObjectMissing", "StoreObserver", "Upload", "open_store"]
+__all__ = [
+    "BlobStore",
+    "BufferSettings",
+    "Multipart",
+    "ObjectMissing",
+    "ObjectStream",
+    "StoreObserver",
+    "Upload",
+    "open_store",
+]
 
 _MIB = 1024 * 1024
-_READ_CHUNK = 256 * 1024
 _DELETE_BATCH = 1000
 """S3: keys a request may name."""
 _MISSING = frozenset({"NoSuchKey", "NotFound", "404"})
@@ -150,6 +159,18 @@ class BlobStore:
         with translated(key):
             await self._client.put_object(Bucket=self._bucket, Key=key, Body=io.BytesIO(data), **extra)
 
+    async def complete(self, key: str, made: Multipart, *, size: int) -> None:
+        """Make parts, which another process may have sent, an object of `size` bytes. It may be one already.
+
+        Raises `ObjectMissing` if there are neither the parts nor the object, and `StorageUnavailable`.
+        """
+        try:
+            await complete_parts(self._client, self._bucket, key, made=made)
+        except ObjectMissing:
+            # S3 does this once; who asked before may not have come to his own end.
+            if await self.size(key) != size:
+                raise
+
     async def presign(self, key: str, ttl: timedelta) -> str:
         """A link that lets anybody GET this object for a while. Made here, without asking S3."""
         with translated(key):
@@ -180,8 +201,8 @@ class BlobStore:
         )  # fmt: skip
 
     @contextlib.asynccontextmanager
-    async def read(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Stream an object, or its bytes from `start` to `end` (inclusive, as in HTTP), in chunks of up to 256 KiB.
+    async def read(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[ObjectStream]:
+        """Stream an object, or its bytes from `start` to `end` (inclusive, as in HTTP).
 
         Raises `ObjectMissing` before the first chunk; a stream that breaks off raises, it never just ends.
         """
@@ -192,7 +213,7 @@ class BlobStore:
             answer = await self._client.get_object(Bucket=self._bucket, Key=key, **extra)
         body = answer["Body"]
         try:
-            yield _chunks(key, body, answer["ContentLength"])
+            yield ObjectStream(key, body, answer["ContentLength"])
         finally:
             # What was read to its end goes back to the pool by itself; what was not is closed.
             body.close()
@@ -217,17 +238,43 @@ class BlobStore:
             await self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload_id)
 
 
-async def _chunks(key: str, body: Any, length: int) -> AsyncIterator[bytes]:
-    """aiohttp's stream beneath botocore's body: the latter would hand out what is there byte-exact, but through three more calls."""
-    content = body.raw_stream.content
-    received = 0
-    with translated(key):
-        while chunk := await content.readany():
-            received += len(chunk)
-            if len(chunk) <= _READ_CHUNK:
-                yield chunk
-                continue
-            for first in range(0, len(chunk), _READ_CHUNK):
-                yield chunk[first : first + _READ_CHUNK]
-    if received != length:
-        raise StorageUnavailable(f"S3 broke off {key} after {received} of {length} bytes")
+class ObjectStream:
+    """An object's bytes, in order, in chunks of a few hundred KiB at most. A stream that breaks off raises, it never just ends."""
+
+    def __init__(self, key: str, body: Any, length: int) -> None:
+        self.length = length
+        self._key = key
+        # aiohttp's response beneath botocore's body: the latter would hand out the same bytes, but through three more calls.
+        self._response = body.raw_stream
+        self._received = 0
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        with translated(self._key):
+            chunk: bytes = await self._response.content.readany()
+        self._received += len(chunk)
+        if chunk:
+            return chunk
+        if self._received != self.length:
+            raise StorageUnavailable(f"S3 broke off {self._key} after {self._received} of {self.length} bytes")
+        raise StopAsyncIteration
+
+    def take_rest(self) -> tuple[bytes, asyncio.BaseTransport] | None:
+        """What has come but was not read, and the plain socket by which the remainder comes; nothing can be read here any more.
+
+        None, and nothing is changed, where bytes have to be read: S3 speaks TLS, or has sent everything already.
+        """
+        connection = self._response.connection
+        if connection is None or connection.transport is None or not is_plain(connection.transport):
+            return None
+        rest = []
+        with translated(self._key):
+            # Reading makes aiohttp go on with what its parser has held back, so it is read until there is none.
+            while chunk := self._response.content.read_nowait():
+                rest.append(chunk)
+        if self._response.connection is None:  # that was the last of it, and the connection is in the pool again
+            return b"".join(rest), connection.transport
+        connection.protocol.pause_reading()
+        return b"".join(rest), connection.transport

@@ -19,7 +19,7 @@ from entrepot.errors import StorageUnavailable
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
 
-__all__ = ["Multipart", "Upload", "checksum"]
+__all__ = ["Multipart", "Upload", "checksum", "complete_parts"]
 
 _PATIENCE = 5
 """Seconds that parts on their way may take when their upload is given up."""
@@ -36,8 +36,8 @@ class Multipart:
 class Upload:
     """An object on its way: `async with`, `write` every chunk, then `complete`. Left without `complete`, nothing remains of it.
 
-    Who wants to go on later, maybe in another process, calls `settle` in place of `complete`: what was sent stays at S3, and `pending` is
-    what was not.
+    Who wants to go on later, maybe in another process, calls `settle` and `keep_parts` in place of `complete`: what was sent stays at S3,
+    and `pending` is what was not.
 
     Memory: the part that fills and `parts_in_flight` parts on the wire, all of them out of the process's budget.
     """
@@ -97,7 +97,7 @@ class Upload:
     async def settle(self, *, is_last: bool = False) -> Multipart | None:
         """Wait until what was sent has arrived and was observed; what is pending is sent before if it makes a part, or is the last.
 
-        None if there are no parts: then everything is pending. Unless it was the last, the parts stay when this is left.
+        None if there are no parts: then everything is pending.
         """
         if self._upload_id is None:
             return None
@@ -105,8 +105,19 @@ class Upload:
             await self._flush(self._buffer)
         while self._sending:
             await self._wait_for_a_part()
-        self._stays = self._stays or not is_last
         return Multipart(self._upload_id, tuple(self._parts[number] for number in sorted(self._parts)))
+
+    def keep_parts(self) -> None:
+        """From now on the parts stay at S3 when this is left."""
+        self._stays = True
+
+    async def put_pending(self, key: str) -> None:
+        """Write what is pending as an object of its own; it stays pending all the same."""
+        body = self._buffer if self._buffer is not None else io.BytesIO()
+        body.seek(0)
+        with translated(key):
+            await self._client.put_object(Bucket=self._target["Bucket"], Key=key, Body=body)
+        body.seek(0, io.SEEK_END)
 
     async def complete(self, *, sha256_hex: str | None = None) -> None:
         """Make it an object. Raises `StorageUnavailable`, after which nothing remains of it.
@@ -117,13 +128,7 @@ class Upload:
         if made is None:
             await self._put_whole(sha256_hex)
         else:
-            parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(made.etags, 1)]
-            with translated(self._key):
-                await self._client.complete_multipart_upload(
-                    **self._target,  # type: ignore[arg-type]
-                    UploadId=made.upload_id,
-                    MultipartUpload={"Parts": parts},  # type: ignore[typeddict-item]
-                )
+            await complete_parts(self._client, self._target["Bucket"], self._key, made=made)
         self._stays = True
 
     async def __aexit__(
@@ -220,6 +225,18 @@ class Upload:
         if self._buffer is not None:
             self._budget.give(self._reserved)
             self._buffer, self._reserved = None, 0
+
+
+async def complete_parts(client: S3Client, bucket: str, key: str, *, made: Multipart) -> None:
+    """Make parts an object. Raises `ObjectMissing` if there is no such upload (any more), and `StorageUnavailable`."""
+    parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(made.etags, 1)]
+    with translated(key):
+        await client.complete_multipart_upload(
+            Bucket=bucket,
+            Key=key,
+            UploadId=made.upload_id,
+            MultipartUpload={"Parts": parts},  # type: ignore[typeddict-item]
+        )
 
 
 def checksum(hexadecimal: str) -> str:

@@ -103,7 +103,7 @@ async def find_version(
 async def list_content(connection: Connection, name: str, query: ContentQuery, *, history: bool) -> Found:
     """What a version holds. Raises `DatabaseUnavailable`."""
     values: dict[str, Any] = {"names": query.names, "digests": query.digests, "media_types": query.media_types}
-    statement = KINDS[query.kind]
+    statement = _sql.list_changed_blobs if query.kind == "blobs" and query.change is not None else KINDS[query.kind]
     with translated():
         rows = await all_rows(
             statement(

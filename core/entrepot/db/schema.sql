@@ -296,6 +296,78 @@ CREATE FUNCTION public.link_pushed_blob(p_repository bigint, p_blob bigint, p_si
         hidden = false, named = l.in_latest > 0, left_at = null, touched_at = now()
 $$;
 
+CREATE TABLE public.distribution (
+    uuid uuid NOT NULL,
+    namespace text NOT NULL,
+    name text NOT NULL,
+    base_path text NOT NULL COLLATE pg_catalog."C",
+    repository bigint NOT NULL,
+    pinned bigint,
+    access text NOT NULL,
+    redirect boolean,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT distribution_access_check CHECK ((access = ANY (ARRAY['Public'::text, 'Authenticated'::text, 'Private'::text])))
+);
+
+CREATE TABLE public.repository (
+    id bigint NOT NULL,
+    uuid uuid DEFAULT gen_random_uuid() NOT NULL,
+    namespace text NOT NULL,
+    name text NOT NULL,
+    resource_uid uuid NOT NULL,
+    latest bigint DEFAULT 0 NOT NULL,
+    last_number bigint DEFAULT 0 NOT NULL,
+    projected bigint DEFAULT 0 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    deleted_at timestamp with time zone,
+    purge_after timestamp with time zone,
+    is_mirror boolean DEFAULT false NOT NULL,
+    CONSTRAINT repository_check CHECK ((latest <= last_number)),
+    CONSTRAINT repository_check1 CHECK (((deleted_at IS NULL) = (purge_after IS NULL)))
+);
+
+COMMENT ON COLUMN public.repository.latest IS 'number of the latest version; 0 while there is none';
+
+COMMENT ON COLUMN public.repository.last_number IS 'highest number ever given to a version; numbers never go back';
+
+COMMENT ON COLUMN public.repository.projected IS 'the latest version that the custom resources show';
+
+COMMENT ON COLUMN public.repository.is_mirror IS 'the Repository has spec.mirror: no push, no delete';
+
+CREATE VIEW public.place AS
+ SELECT d.base_path AS name,
+    d.uuid,
+    'distributions'::text AS resource,
+    d.namespace,
+    d.name AS resource_name,
+    d.access,
+    d.repository,
+    d.pinned,
+    d.redirect,
+    r.is_mirror
+   FROM (public.distribution d
+     JOIN public.repository r ON ((r.id = d.repository)))
+  WHERE (r.deleted_at IS NULL)
+UNION ALL
+ SELECT (((('r/'::text || r.namespace) || '/'::text) || r.name) COLLATE "C") AS name,
+    r.uuid,
+    'repositories'::text AS resource,
+    r.namespace,
+    r.name AS resource_name,
+    'Private'::text AS access,
+    r.id AS repository,
+    NULL::bigint AS pinned,
+    NULL::boolean AS redirect,
+    r.is_mirror
+   FROM public.repository r
+  WHERE (r.deleted_at IS NULL);
+
+CREATE FUNCTION public.place_of(p_name text) RETURNS SETOF public.place
+    LANGUAGE sql STABLE
+    AS $$
+    select * from place p where p.name = p_name limit 1
+$$;
+
 CREATE FUNCTION public.push_manifest(p_repository bigint, p_cause text, p_tags text[], p_blobs_needed text[], p_manifests_needed text[], p_manifest jsonb, p_body bytea, p_blobs jsonb, p_children jsonb, OUT missing text[], OUT number bigint) RETURNS record
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'public', 'pg_temp'
@@ -339,7 +411,7 @@ CREATE FUNCTION public.seen_version(p_name text, p_history boolean, p_number big
         case when p_change is distinct from 'removed' then v.number when p_history and d.pinned is null then v.base else 0 end,
         case p_change when 'added' then v.base when 'removed' then v.number else 0 end
     from (select) as request
-    left join place d on d.name = p_name
+    left join place_of(p_name) d on true
     left join repository r on r.id = d.repository
     left join version v on v.repository = d.repository
         and v.number = coalesce(p_number, d.pinned, r.latest)
@@ -528,19 +600,6 @@ CREATE TABLE public.blob_origin (
     seen_at timestamp with time zone DEFAULT now() NOT NULL
 );
 
-CREATE TABLE public.distribution (
-    uuid uuid NOT NULL,
-    namespace text NOT NULL,
-    name text NOT NULL,
-    base_path text NOT NULL COLLATE pg_catalog."C",
-    repository bigint NOT NULL,
-    pinned bigint,
-    access text NOT NULL,
-    redirect boolean,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT distribution_access_check CHECK ((access = ANY (ARRAY['Public'::text, 'Authenticated'::text, 'Private'::text])))
-);
-
 CREATE TABLE public.ledger (
     repository bigint NOT NULL,
     kind text NOT NULL,
@@ -612,59 +671,6 @@ CREATE TABLE public.object (
 COMMENT ON COLUMN public.object.owner IS 'what began it: sync/<run id>, upload/<upload id>, registry/<process>';
 
 COMMENT ON COLUMN public.object.upload_id IS 'the multipart upload at S3, while one is open';
-
-CREATE TABLE public.repository (
-    id bigint NOT NULL,
-    uuid uuid DEFAULT gen_random_uuid() NOT NULL,
-    namespace text NOT NULL,
-    name text NOT NULL,
-    resource_uid uuid NOT NULL,
-    latest bigint DEFAULT 0 NOT NULL,
-    last_number bigint DEFAULT 0 NOT NULL,
-    projected bigint DEFAULT 0 NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    deleted_at timestamp with time zone,
-    purge_after timestamp with time zone,
-    is_mirror boolean DEFAULT false NOT NULL,
-    CONSTRAINT repository_check CHECK ((latest <= last_number)),
-    CONSTRAINT repository_check1 CHECK (((deleted_at IS NULL) = (purge_after IS NULL)))
-);
-
-COMMENT ON COLUMN public.repository.latest IS 'number of the latest version; 0 while there is none';
-
-COMMENT ON COLUMN public.repository.last_number IS 'highest number ever given to a version; numbers never go back';
-
-COMMENT ON COLUMN public.repository.projected IS 'the latest version that the custom resources show';
-
-COMMENT ON COLUMN public.repository.is_mirror IS 'the Repository has spec.mirror: no push, no delete';
-
-CREATE VIEW public.place AS
- SELECT d.base_path AS name,
-    d.uuid,
-    'distributions'::text AS resource,
-    d.namespace,
-    d.name AS resource_name,
-    d.access,
-    d.repository,
-    d.pinned,
-    d.redirect,
-    r.is_mirror
-   FROM (public.distribution d
-     JOIN public.repository r ON ((r.id = d.repository)))
-  WHERE (r.deleted_at IS NULL)
-UNION ALL
- SELECT (((('r/'::text || r.namespace) || '/'::text) || r.name) COLLATE "C") AS name,
-    r.uuid,
-    'repositories'::text AS resource,
-    r.namespace,
-    r.name AS resource_name,
-    'Private'::text AS access,
-    r.id AS repository,
-    NULL::bigint AS pinned,
-    NULL::boolean AS redirect,
-    r.is_mirror
-   FROM public.repository r
-  WHERE (r.deleted_at IS NULL);
 
 CREATE TABLE public.remote (
     uuid uuid NOT NULL,
@@ -1084,6 +1090,34 @@ GRANT ALL ON FUNCTION public.image_size(p_repository bigint, p_manifest bigint) 
 REVOKE ALL ON FUNCTION public.link_pushed_blob(p_repository bigint, p_blob bigint, p_size bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.link_pushed_blob(p_repository bigint, p_blob bigint, p_size bigint) TO entrepot_registry;
 
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.distribution TO entrepot_operator;
+GRANT SELECT ON TABLE public.distribution TO entrepot_registry;
+GRANT SELECT ON TABLE public.distribution TO entrepot_token;
+
+GRANT SELECT,INSERT ON TABLE public.repository TO entrepot_operator;
+GRANT SELECT ON TABLE public.repository TO entrepot_registry;
+GRANT SELECT ON TABLE public.repository TO entrepot_token;
+GRANT SELECT ON TABLE public.repository TO entrepot_syncer;
+
+GRANT UPDATE(namespace) ON TABLE public.repository TO entrepot_operator;
+
+GRANT UPDATE(name) ON TABLE public.repository TO entrepot_operator;
+
+GRANT UPDATE(resource_uid) ON TABLE public.repository TO entrepot_operator;
+
+GRANT UPDATE(last_number) ON TABLE public.repository TO entrepot_operator;
+
+GRANT UPDATE(projected) ON TABLE public.repository TO entrepot_operator;
+
+GRANT UPDATE(deleted_at) ON TABLE public.repository TO entrepot_operator;
+
+GRANT UPDATE(purge_after) ON TABLE public.repository TO entrepot_operator;
+
+GRANT UPDATE(is_mirror) ON TABLE public.repository TO entrepot_operator;
+
+GRANT SELECT ON TABLE public.place TO entrepot_registry;
+GRANT SELECT ON TABLE public.place TO entrepot_token;
+
 REVOKE ALL ON FUNCTION public.push_manifest(p_repository bigint, p_cause text, p_tags text[], p_blobs_needed text[], p_manifests_needed text[], p_manifest jsonb, p_body bytea, p_blobs jsonb, p_children jsonb, OUT missing text[], OUT number bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.push_manifest(p_repository bigint, p_cause text, p_tags text[], p_blobs_needed text[], p_manifests_needed text[], p_manifest jsonb, p_body bytea, p_blobs jsonb, p_children jsonb, OUT missing text[], OUT number bigint) TO entrepot_registry;
 
@@ -1126,10 +1160,6 @@ GRANT SELECT,INSERT ON TABLE public.blob_origin TO entrepot_syncer;
 
 GRANT UPDATE(seen_at) ON TABLE public.blob_origin TO entrepot_syncer;
 
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.distribution TO entrepot_operator;
-GRANT SELECT ON TABLE public.distribution TO entrepot_registry;
-GRANT SELECT ON TABLE public.distribution TO entrepot_token;
-
 GRANT SELECT ON TABLE public.ledger TO entrepot_operator;
 GRANT SELECT ON TABLE public.ledger TO entrepot_syncer;
 GRANT SELECT ON TABLE public.ledger TO entrepot_registry;
@@ -1159,30 +1189,6 @@ GRANT UPDATE(upload_id) ON TABLE public.object TO entrepot_keeper;
 GRANT UPDATE(delete_after) ON TABLE public.object TO entrepot_syncer;
 GRANT UPDATE(delete_after) ON TABLE public.object TO entrepot_registry;
 GRANT UPDATE(delete_after) ON TABLE public.object TO entrepot_keeper;
-
-GRANT SELECT,INSERT ON TABLE public.repository TO entrepot_operator;
-GRANT SELECT ON TABLE public.repository TO entrepot_registry;
-GRANT SELECT ON TABLE public.repository TO entrepot_token;
-GRANT SELECT ON TABLE public.repository TO entrepot_syncer;
-
-GRANT UPDATE(namespace) ON TABLE public.repository TO entrepot_operator;
-
-GRANT UPDATE(name) ON TABLE public.repository TO entrepot_operator;
-
-GRANT UPDATE(resource_uid) ON TABLE public.repository TO entrepot_operator;
-
-GRANT UPDATE(last_number) ON TABLE public.repository TO entrepot_operator;
-
-GRANT UPDATE(projected) ON TABLE public.repository TO entrepot_operator;
-
-GRANT UPDATE(deleted_at) ON TABLE public.repository TO entrepot_operator;
-
-GRANT UPDATE(purge_after) ON TABLE public.repository TO entrepot_operator;
-
-GRANT UPDATE(is_mirror) ON TABLE public.repository TO entrepot_operator;
-
-GRANT SELECT ON TABLE public.place TO entrepot_registry;
-GRANT SELECT ON TABLE public.place TO entrepot_token;
 
 GRANT SELECT,INSERT,DELETE ON TABLE public.remote TO entrepot_operator;
 GRANT SELECT ON TABLE public.remote TO entrepot_syncer;

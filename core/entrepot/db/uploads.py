@@ -51,8 +51,9 @@ class UploadState:
     multipart: str | None = None
     """S3's upload id, if there are parts."""
     part_etags: tuple[str, ...] = ()
+    """Of the parts; where there is a tail as well, the last one is that of the tail, sent as if nothing followed."""
     part_bytes: int = 0
-    """Bytes in parts; those after them, up to the offset, are in tail or tail_key."""
+    """Bytes in parts before the tail; those after them, up to the offset, are in tail or tail_key."""
     tail: bytes | None = None
     tail_key: str | None = None
     """An object of its own."""

@@ -9,6 +9,8 @@ import time
 
 from aiohttp import web
 
+from entrepot.splice import is_plain, splice
+
 __all__ = ["Call"]
 
 # Taken over from a client or a load balancer when it is harmless; otherwise we make one.
@@ -76,6 +78,32 @@ class Call:
         async with asyncio.timeout(seconds):
             await self.response.write(chunk)
         self.sent += len(chunk)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether `pass_on` may be used."""
+        transport = self.request.transport
+        return transport is not None and is_plain(transport)
+
+    async def pass_on(self, source: asyncio.BaseTransport, length: int, *, seconds: float) -> int:
+        """Send what comes from another plain socket, at rest; gives how much that was, less than `length` if there was no more.
+
+        Either end may make the other wait, but not longer than `seconds`. Raises TimeoutError if the client does, or ConnectionError
+        when it is gone.
+        """
+        transport = self.request.transport
+        if transport is None:
+            raise ConnectionResetError("the client is gone")
+        # What was written so far goes first, all of it.
+        transport.set_write_buffer_limits(high=0)
+        try:
+            async with asyncio.timeout(seconds):
+                await self.request.writer.drain()
+        finally:
+            transport.set_write_buffer_limits()
+        moved = await splice(source, transport, length, source_timeout=seconds, sink_timeout=seconds)
+        self.sent += moved
+        return moved
 
     def abort(self) -> None:
         """Break the connection, so that a client does not take what it has for the whole."""

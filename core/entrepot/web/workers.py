@@ -189,7 +189,8 @@ class _Supervisor:
             started = time.monotonic()
             code = await self._run_once(slot)
             if self._stopping.is_set():
-                self._code = self._code or abs(code)
+                # Told before it could listen for it, a worker just ends by the signal.
+                self._code = self._code or (0 if code == -signal.SIGTERM else abs(code))
                 return
             if not slot.has_listened:
                 _log.error("a worker could not start", worker=slot.worker.number, code=code)

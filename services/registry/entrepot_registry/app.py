@@ -45,7 +45,7 @@ from entrepot_registry.writing import open_targets
 __all__ = ["App", "open_registry"]
 
 _HEADERS = {"Docker-Distribution-Api-Version": "registry/2.0"}
-_BASE_HEADERS = {"Content-Type": "application/json", "X-Registry-Supports-Signatures": "1"}
+_OFFERS = {"X-Registry-Supports-Signatures": "1"}
 
 _READ = frozenset({"GET", "HEAD"})
 _METHODS: Mapping[Endpoint, frozenset[str]] = {
@@ -114,8 +114,13 @@ class App:
             names = ", ".join(sorted(allowed))
             raise RegistryError(405, "UNSUPPORTED", f"only {names} are supported here", headers={"Allow": names})
         if endpoint is Endpoint.BASE:
-            await self._guard.identify(call)
-            return Answer(headers=dict(_BASE_HEADERS), body=b"{}")
+            try:
+                await self._guard.identify(call)
+            except RegistryError as error:
+                # Clients look for what is offered in the answer that asks them who they are.
+                error.headers = {**_OFFERS, **error.headers}
+                raise
+            return Answer(headers={"Content-Type": "application/json", **_OFFERS}, body=b"{}")
         if endpoint in {Endpoint.HEALTH, Endpoint.READY}:
             return await health(call.path, self._readiness) or web.Response(status=404)
         answering = self._endpoints.get(endpoint)

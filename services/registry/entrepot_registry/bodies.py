@@ -7,6 +7,7 @@ the one who reads it later would not know. Whoever waits for `100 Continue` is t
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -22,11 +23,15 @@ __all__ = ["Body"]
 class Body:
     """`async for chunk in body`, once. `length` is None where the client does not say it."""
 
-    def __init__(self, call: Call, *, limit: int, patience: float) -> None:
-        """Raises RegistryError 413 and 415, before anything was read. `limit` is in bytes, `patience` in seconds without a byte."""
+    def __init__(self, call: Call, *, limit: int, patience: float, pace: int = 0) -> None:
+        """Raises RegistryError 413 and 415, before anything was read.
+
+        `limit` is in bytes, `patience` in seconds without a byte; `pace` bytes must come in each `patience` of waiting for the client.
+        """
         self._call = call
         self._limit = limit
         self._patience = patience
+        self._pace = pace
         self.received = 0
         request = call.request
         encoding = request.headers.get("Content-Encoding", "identity").strip(" \t").lower()
@@ -39,19 +44,24 @@ class Body:
     async def __aiter__(self) -> AsyncIterator[bytes]:
         await self._tell_to_go_on()
         content = self._call.request.content
+        waited, came = 0.0, 0
         while True:
+            started = time.monotonic()
             try:
                 async with asyncio.timeout(self._patience):
                     chunk = await content.readany()
             except TimeoutError as error:
-                raise RegistryError(
-                    408, "BLOB_UPLOAD_INVALID", f"no byte of the body came for {self._patience:g} s",
-                    headers={"Connection": "close"},
-                ) from error  # fmt: skip
+                raise _too_slow(f"no byte of the body came for {self._patience:g} s") from error
             except (ConnectionError, HttpProcessingError, aiohttp.ClientPayloadError) as error:
                 raise RegistryError(400, "BLOB_UPLOAD_INVALID", "the body broke off before its end") from error
             if not chunk:
                 return
+            # Only what we waited for the client counts, not what we did with its bytes meanwhile.
+            waited, came = waited + time.monotonic() - started, came + len(chunk)
+            if waited > self._patience:
+                if came < self._pace:
+                    raise _too_slow(f"less than {self._pace} bytes of the body came in {self._patience:g} s")
+                waited, came = 0.0, 0
             self.received += len(chunk)
             if self.received > self._limit:
                 raise self._too_large()
@@ -67,3 +77,7 @@ class Body:
 
     def _too_large(self) -> RegistryError:
         return RegistryError(413, "SIZE_INVALID", f"at most {self._limit} bytes are taken here")
+
+
+def _too_slow(message: str) -> RegistryError:
+    return RegistryError(408, "BLOB_UPLOAD_INVALID", message, headers={"Connection": "close"})

@@ -13,10 +13,11 @@ from collections import deque
 from collections.abc import AsyncIterator
 
 import structlog
+from prometheus_client import Counter
 
 from entrepot.db.pool import Pool
-from entrepot.db.uploads import give_up_object, reserve_keys
-from entrepot.errors import DatabaseUnavailable
+from entrepot.db.uploads import give_up_object, open_multipart, reserve_keys
+from entrepot.errors import DatabaseUnavailable, RegistryError
 
 __all__ = ["KeyPool", "LentKey"]
 
@@ -42,12 +43,21 @@ class LentKey:
 class KeyPool:
     """The keys of this process."""
 
-    def __init__(self, pool: Pool, *, batch: int) -> None:
+    def __init__(self, pool: Pool, *, batch: int, statements: Counter) -> None:
         self._pool = pool
+        self._statements = statements
         self._batch = batch
         self.owner = f"registry/{uuid.uuid4()}"
         self._keys: deque[LentKey] = deque()
         self._filling = asyncio.Lock()
+
+    async def open_multipart(self, key: str, *, owner: str, multipart: str) -> None:
+        """Put a multipart upload on record. Raises RegistryError 503 if the key was given up, being too old."""
+        self._statements.labels("open_part_upload").inc()
+        if not await open_multipart(self._pool, key=key, owner=owner, multipart=multipart):
+            raise RegistryError(
+                503, "UNAVAILABLE", "the upload took too long to begin; try again", headers={"Retry-After": "1"}
+            )
 
     @contextlib.asynccontextmanager
     async def lend(self) -> AsyncIterator[LentKey]:
@@ -69,11 +79,13 @@ class KeyPool:
                     return key
             async with self._filling:
                 if not self._keys:
+                    self._statements.labels("reserve_keys").inc()
                     names = await reserve_keys(self._pool, owner=self.owner, count=self._batch)
                     now = time.monotonic()
                     self._keys.extend(LentKey(name, now) for name in names)
 
     async def _give_up(self, key: LentKey) -> None:
+        self._statements.labels("give_up_object").inc()
         try:
             await give_up_object(self._pool, key=key.name)
         except DatabaseUnavailable as error:

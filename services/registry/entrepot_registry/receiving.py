@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
 
 from cachetools import LRUCache
 
 from entrepot.blobs.store import BlobStore, Multipart, ObjectMissing, Upload
 from entrepot.db.content import INLINE_LIMIT
-from entrepot.db.pool import Pool
-from entrepot.db.uploads import UploadState, open_multipart
+from entrepot.db.uploads import UploadState
 from entrepot.errors import RegistryError
 from entrepot.oci.digest import Digest, Hasher
 from entrepot_registry.bodies import Body
 from entrepot_registry.object_keys import KeyPool, LentKey
 
-__all__ = ["Reception", "Stored", "SumCache", "Sums", "receiving", "verify"]
+__all__ = ["Reception", "Stored", "SumCache", "Sums", "read_again", "receiving", "still_there", "verify"]
 
 _INLINE_HASH = 256 * 1024
 """Bytes that are hashed by the event loop itself; more go to a thread."""
@@ -90,6 +89,7 @@ class Reception:
 
     def keep(self) -> None:
         """Now a row points at what was written."""
+        self._upload.keep_parts()
         for key in self.lent:
             key.is_kept = True
 
@@ -109,25 +109,34 @@ class Reception:
         """Make durable what was received; gives what the upload's row is to say, and the hashes at the end of the parts."""
         made = await self._upload.settle()
         rest = self._upload.pending
+        size = rest.nbytes
         digest = await self._sums.digest("sha256", rest)
+        tail = bytes(rest) if 0 < size <= INLINE_LIMIT else None
+        del rest
+        sums = self._sums
+        tail_key = await self._put_tail(is_all=made is None) if size > INLINE_LIMIT else None
+        if made is not None and size:
+            # Usually nothing follows. If something does, this part is sent again, longer.
+            sums = self._sums.copy()
+            made = await self._upload.settle(is_last=True)
         state = UploadState(
             offset=self.size, sha256=digest.hex if digest is not None else None, object_key=self._key if made is not None else None,
             multipart=made.upload_id if made is not None else None, part_etags=made.etags if made is not None else (),
-            part_bytes=self.size - rest.nbytes,
+            part_bytes=self.size - size, tail=tail, tail_key=tail_key,
         )  # fmt: skip
-        if not rest.nbytes:
-            return state, self._sums
-        if rest.nbytes <= INLINE_LIMIT:
-            return replace(state, tail=bytes(rest)), self._sums
-        if made is None:
+        return state, sums
+
+    async def _put_tail(self, *, is_all: bool) -> str:
+        """What is pending, as an object: the one that it is to be if nothing was sent before."""
+        if is_all:
             self.lent[0].is_used = True
-            await self._upload.complete(sha256_hex=state.sha256)
-            return replace(state, tail_key=self._key), self._sums
+            await self._upload.complete()
+            return self._key
         spare = await self._lend()
         self.lent.append(spare)
         spare.is_used = True
-        await self._store.put(spare.name, rest)
-        return replace(state, tail_key=spare.name), self._sums
+        await self._upload.put_pending(spare.name)
+        return spare.name
 
     async def finish(self, digest: Digest, *, known: Digest | None) -> Stored:
         """Write what is not written yet, and make sure that it is what `digest` names; `known` is the digest if nothing was added.
@@ -142,11 +151,11 @@ class Reception:
             actual = known
         if actual is not None:
             verify(actual, digest)
-        size = self.size
-        await self._complete(size)
+        self.is_spent = True
+        await self._upload.complete()
         if actual is None:
-            verify(await self._read_again(digest.algorithm), digest)
-        return Stored(digest, size, key=self._key)
+            verify(await read_again(self._store, self._key, digest.algorithm), digest)
+        return Stored(digest, self.size, key=self._key)
 
     async def _finish_whole(self, digest: Digest) -> Stored:
         whole = self._upload.pending
@@ -159,21 +168,14 @@ class Reception:
         await self._upload.complete(sha256_hex=digest.hex if digest.algorithm == "sha256" else None)
         return Stored(digest, size, key=self._key)
 
-    async def _complete(self, size: int) -> None:
-        self.is_spent = True
-        try:
-            await self._upload.complete()
-        except ObjectMissing:
-            # Completed before, by a request that did not come to its end.
-            if await self._store.size(self._key) != size:
-                raise
 
-    async def _read_again(self, algorithm: str) -> Digest:
-        hasher = Hasher(algorithm)
-        async with self._store.read(self._key) as chunks:
-            async for chunk in chunks:
-                hasher.update(chunk)
-        return hasher.digest()
+async def read_again(store: BlobStore, key: str, algorithm: str) -> Digest:
+    """The digest of an object."""
+    hasher = Hasher(algorithm)
+    async with store.read(key) as chunks:
+        async for chunk in chunks:
+            hasher.update(chunk)
+    return hasher.digest()
 
 
 def verify(actual: Digest | None, digest: Digest) -> None:
@@ -187,7 +189,7 @@ def verify(actual: Digest | None, digest: Digest) -> None:
 
 @contextlib.asynccontextmanager
 async def receiving(
-    pool: Pool, store: BlobStore, keys: KeyPool, *, state: UploadState, sums: Sums, owner: str, length: int | None
+    store: BlobStore, keys: KeyPool, *, state: UploadState, sums: Sums, owner: str, length: int | None
 ) -> AsyncIterator[Reception]:  # fmt: skip
     """Receive bytes on top of `state`, into memory of the process's budget and from there to S3; `length` of them, if that is known.
 
@@ -198,16 +200,15 @@ async def receiving(
         async def lend() -> LentKey:
             return await stack.enter_async_context(keys.lend())
 
-        resume = Multipart(state.multipart, state.part_etags) if state.multipart is not None else None
+        has_tail = state.offset > state.part_bytes
+        whole_parts = state.part_etags[:-1] if has_tail else state.part_etags
+        resume = Multipart(state.multipart, whole_parts) if state.multipart is not None else None
         lent = [await lend()] if resume is None else []
         key = lent[0].name if lent else state.object_key or ""
 
         async def on_open(multipart: str) -> None:
             lent[0].is_used = True
-            if not await open_multipart(pool, key=key, owner=owner, multipart=multipart):
-                raise RegistryError(
-                    503, "UNAVAILABLE", "the upload took too long to begin; try again", headers={"Retry-After": "1"}
-                )
+            await keys.open_multipart(key, owner=owner, multipart=multipart)
 
         size = state.offset - state.part_bytes + length if length is not None else None
         upload = await stack.enter_async_context(
@@ -215,12 +216,19 @@ async def receiving(
         )
         reception = Reception(store, upload, state=state, sums=sums, key=key, lend=lend)
         reception.lent = lent
-        try:
+        with still_there():
             yield reception
-        except ObjectMissing as error:
-            raise RegistryError(
-                404, "BLOB_UPLOAD_UNKNOWN", "what was uploaded before is not there any more; begin again"
-            ) from error
+
+
+@contextlib.contextmanager
+def still_there() -> Iterator[None]:
+    """Raises RegistryError 404 where S3 does not have what an upload had: trying again would not help."""
+    try:
+        yield
+    except ObjectMissing as error:
+        raise RegistryError(
+            404, "BLOB_UPLOAD_UNKNOWN", "what was uploaded before is not there any more; begin again"
+        ) from error
 
 
 class SumCache:

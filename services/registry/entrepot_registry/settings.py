@@ -124,6 +124,9 @@ class RegistrySettings(Settings):
     upload_timeout: timedelta = timedelta(minutes=1)
     """How long a client may send no byte of a blob before it is dropped."""
 
+    upload_pace: int = 64 * 1024
+    """Bytes of a blob that a client must send in that time at least, or it is dropped as well."""
+
     upload_lease: timedelta = timedelta(seconds=30)
     """How soon an upload can go on whose process was killed while it wrote."""
 

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl
 
 from aiohttp import web
 
-from entrepot.blobs.store import BlobStore
+from entrepot.blobs.store import BlobStore, Multipart
 from entrepot.db import uploads as db
 from entrepot.db.pool import Pool
 from entrepot.db.uploads import FoundUpload, UploadQuery, UploadState
@@ -31,7 +31,7 @@ from entrepot_registry.bodies import Body
 from entrepot_registry.lookups import Batcher
 from entrepot_registry.metrics import RegistryMetrics
 from entrepot_registry.object_keys import KeyPool
-from entrepot_registry.receiving import Stored, SumCache, receiving, verify
+from entrepot_registry.receiving import Stored, SumCache, read_again, receiving, still_there, verify
 from entrepot_registry.routes import Endpoint, Route
 from entrepot_registry.sessions import Lease, Session, busy, told, unknown_upload
 from entrepot_registry.settings import RegistrySettings
@@ -56,7 +56,7 @@ class Uploads:
         self._targets = targets
         self._settings = settings
         self._metrics = metrics
-        self._keys = KeyPool(pool, batch=settings.upload_keys)
+        self._keys = KeyPool(pool, batch=settings.upload_keys, statements=metrics.statements)
         self._storing = Statement(pool, "store_pushed_blob", timeout=settings.commit_timeout, metrics=metrics)
         self._mounting = Statement(pool, "mount_blob", timeout=settings.commit_timeout, metrics=metrics)
         self._sums = SumCache(settings.upload_hashes)
@@ -136,7 +136,7 @@ class Uploads:
                 body = self._body(call, state, expected)
                 sums = self._sums.take(upload.id, state, "sha256")
                 async with receiving(
-                    self._pool, self._store, self._keys, state=state, sums=sums, owner=f"upload/{upload.id}", length=body.length
+                    self._store, self._keys, state=state, sums=sums, owner=f"upload/{upload.id}", length=body.length
                 ) as reception:  # fmt: skip
                     await reception.take(body, check=lease.check)
                     _check_length(body, expected)
@@ -165,6 +165,9 @@ class Uploads:
             and body.length <= self._store.buffers.part_size
         ):
             return await self._push(call, upload, digest, is_session=True)
+        if body.length == 0 and state.part_bytes:
+            async with self._leased(upload, found) as lease:
+                return await self._complete(upload, lease, digest)
         with self._admitted():
             async with self._leased(upload, found) as lease:
                 return await self._conclude(upload, lease, body, digest, expected=expected)
@@ -175,7 +178,7 @@ class Uploads:
         state = lease.state
         sums = self._sums.take(upload.id, state, digest.algorithm)
         async with receiving(
-            self._pool, self._store, self._keys, state=state, sums=sums, owner=f"upload/{upload.id}", length=body.length
+            self._store, self._keys, state=state, sums=sums, owner=f"upload/{upload.id}", length=body.length
         ) as reception:  # fmt: skip
             await reception.take(body, check=lease.check)
             _check_length(body, expected)
@@ -190,6 +193,24 @@ class Uploads:
             await self._store_blob(upload, stored, is_session=True)
             lease.is_over = True
             reception.keep()
+        return _created(upload.name, digest)
+
+    async def _complete(self, upload: Session, lease: Lease, digest: Digest) -> web.Response:
+        """Nothing follows: the parts become the object."""
+        state = lease.state
+        is_known = state.sha256 is not None and digest.algorithm == "sha256"
+        if is_known:
+            verify(Digest("sha256", state.sha256 or ""), digest)
+        key = state.object_key or ""
+        with still_there():
+            await self._store.complete(key, Multipart(state.multipart or "", state.part_etags), size=state.offset)
+            if not is_known:
+                actual = await read_again(self._store, key, digest.algorithm)
+                if actual != digest:
+                    await self._end(upload)
+                verify(actual, digest)
+        await self._store_blob(upload, Stored(digest, state.offset, key=key), is_session=True)
+        lease.is_over = True
         return _created(upload.name, digest)
 
     async def _point(self, upload: Session, state: UploadState, digest: Digest) -> web.Response:
@@ -207,7 +228,7 @@ class Uploads:
             # What has no session stays the process's: the keeper ends what belongs to a session that is not there.
             owner = f"upload/{upload.id}" if is_session else self._keys.owner
             async with receiving(
-                self._pool, self._store, self._keys, state=_EMPTY, sums=sums, owner=owner, length=body.length
+                self._store, self._keys, state=_EMPTY, sums=sums, owner=owner, length=body.length
             ) as reception:  # fmt: skip
                 await reception.take(body, check=_nothing)
                 stored = await reception.finish(digest, known=None)
@@ -244,8 +265,9 @@ class Uploads:
     # What they share
 
     def _body(self, call: Call, state: UploadState, expected: int | None) -> Body:
-        limit = self._settings.max_blob_size - state.offset
-        body = Body(call, limit=max(0, limit), patience=self._settings.upload_timeout.total_seconds())
+        limit = max(0, self._settings.max_blob_size - state.offset)
+        patience = self._settings.upload_timeout.total_seconds()
+        body = Body(call, limit=limit, patience=patience, pace=self._settings.upload_pace)
         if expected is not None and body.length is not None and body.length != expected:
             raise _wrong_length(expected)
         return body

@@ -244,10 +244,10 @@ async def _check_history(database: Database, operations: list[dict[str, object]]
                 repository,
                 Change(
                     tags=wanted_tags,
-                    untag=operation["untag"],
+                    untag=operation["untag"],  # type: ignore[arg-type]
                     add_manifests=sorted(add),
                     remove_manifests=sorted(remove),
-                ),  # type: ignore[arg-type]
+                ),
             )
             assert (done.outcome == "NoChange") == ((new_tags, new_members) == (tags, members))
             tags, members = new_tags, new_members
@@ -367,8 +367,8 @@ async def test_only_an_explicit_delete_takes_a_manifest_out_of_an_index(owner: C
         await commit(owner, repository, Change(remove_manifests=[first]))
     done = await commit(owner, repository, Change(remove_manifests=[first], withdrawn=True))
     assert (done.outcome, done.version) == ("Changed", 2)
+    [both] = await put(owner, contents.index(one, two))
     with pytest.raises(StillReferenced):
-        [both] = await put(owner, contents.index(one, two))
         await commit(owner, repository, Change(remove_manifests=[both], withdrawn=True))
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
 import pytest
+import pytest_asyncio
 
 from entrepot.settings import S3Settings
 from tests import contents, services
-from tests.conftest import Database
+from tests.conftest import Database, ObjectStore, Postgres, fresh_database
 from tests.contents import Image
+from tests.pushes import Pusher, pusher
 from tests.services import Running
 
 
@@ -55,3 +58,35 @@ async def fill(started: Running) -> Demo:
 @pytest.fixture
 async def demo(running: Running) -> Demo:
     return await fill(running)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(
+    postgres: Postgres, template_database: str, object_store: ObjectStore, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Running]:
+    """One registry for all tests of a module, each of which has repositories of its own. The module's tests run in the module's loop."""
+    async with (
+        fresh_database(postgres, template_database) as database,
+        services.running(database, object_store.settings(), tmp_path_factory.mktemp("shared") / "keys") as started,
+    ):
+        yield started
+
+
+async def make_place(running: Running, name: str, *, access: str = "Private") -> int:
+    """A repository that takes pushes, under a path of its own; gives its id."""
+    repository = await contents.make_repository(running.owner, name=name.rpartition("/")[2])
+    await contents.make_distribution(running.owner, repository, base_path=name, access=access)
+    return repository
+
+
+async def new_place(running: Running, *, access: str = "Private") -> str:
+    """A repository that takes pushes; gives its name, which no other has."""
+    name = f"demo/{secrets.token_hex(6)}"
+    await make_place(running, name, access=access)
+    return name
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def one(shared: Running) -> Pusher:
+    """A client with all rights on an empty repository of the shared registry."""
+    return await pusher(shared, await new_place(shared))

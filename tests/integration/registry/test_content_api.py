@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
@@ -42,17 +41,15 @@ class Browsed:
     headers: dict[str, dict[str, str]] = field(default_factory=dict)
 
     async def request(
-        self, path: str, *, name: str = "demo/app", anonymous: bool = False, method: str = "GET", **query: Any
+        self, path: str, *, at: str = "demo/app", anonymous: bool = False, method: str = "GET", **query: Any
     ) -> Answer:
         """A request as somebody, or as nobody."""
-        who = f"{name} {anonymous}"
+        who = f"{at} {anonymous}"
         if who not in self.headers:
-            self.headers[who] = await (
-                self.running.bearer(name) if anonymous else self.running.granted("pull", name=name)
-            )
+            self.headers[who] = await (self.running.bearer(at) if anonymous else self.running.granted("pull", name=at))
         words = f"?{urlencode(query, doseq=True)}" if query else ""
         return await self.running.request(
-            method, f"/extensions/entrepot/v1/{name}/{path}{words}", headers=self.headers[who]
+            method, f"/extensions/entrepot/v1/{at}/{path}{words}", headers=self.headers[who]
         )
 
     async def get(self, path: str, **more: Any) -> Any:
@@ -262,7 +259,7 @@ async def test_any_two_versions_are_compared_as_their_contents_are(browsed: Brow
         kind: {number: await content(browsed, number, kind) for number in range(1, 7)}
         for kind in ("manifests", "blobs")
     }
-    tags = {number: dict(sorted(await content(browsed, number, "tags"))) for number in range(1, 7)}  # type: ignore[call-overload]
+    tags = {n: {name: digest for name, digest in await content(browsed, n, "tags")} for n in range(1, 7)}
     for a in range(1, 7):
         for b in range(1, 7):
             document = await browsed.get(f"versions/{a}...{b}")
@@ -319,7 +316,7 @@ async def test_runs_are_listed_newest_first_with_what_failed(browsed: Browsed) -
     }  # fmt: skip
     assert "canary" not in json.dumps(document)
     assert await browsed.pages("runs", "runs") == document["runs"]
-    pinned = await browsed.get("runs", name="demo/pinned")
+    pinned = await browsed.get("runs", at="demo/pinned")
     assert {run["id"] for run in pinned["runs"]} == set(map(str, runs[1:])), "those that made what is served there"
     answer = await browsed.request("runs", anonymous=True)
     assert (answer.status, answer.code) == (403, "DENIED")
@@ -347,7 +344,7 @@ async def test_a_pinned_name_shows_its_version_to_everybody_and_no_other_to_anyb
     browsed: Browsed, anonymous: bool
 ) -> None:
     def of(path: str, **more: Any) -> dict[str, Any]:
-        return {"path": path, "name": "demo/pinned", "anonymous": anonymous, **more}
+        return {"path": path, "at": "demo/pinned", "anonymous": anonymous, **more}
 
     assert [v["number"] for v in (await browsed.get(**of("versions")))["versions"]] == [3]
     assert (await browsed.get(**of("versions/latest")))["number"] == 3
@@ -369,8 +366,12 @@ async def test_a_pinned_name_shows_its_version_to_everybody_and_no_other_to_anyb
 PATHS = ("versions", "versions/1", "versions/1/tags", "versions/1/blobs", "versions/1...2", "runs")
 
 
-@pytest.mark.parametrize("path", PATHS)
-async def test_the_right_to_pull_is_needed(browsed: Browsed, path: str) -> None:
+async def test_the_right_to_pull_is_needed(browsed: Browsed) -> None:
+    for path in PATHS:
+        await refused_without_the_right(browsed, path)
+
+
+async def refused_without_the_right(browsed: Browsed, path: str) -> None:
     running = browsed.running
     url = f"/extensions/entrepot/v1/demo/closed/{path}"
     for headers in (
@@ -383,8 +384,8 @@ async def test_the_right_to_pull_is_needed(browsed: Browsed, path: str) -> None:
         answer = await running.request("GET", url, headers=headers)
         assert (answer.status, answer.code) == (401, "UNAUTHORIZED")
         assert 'scope="repository:demo/closed:pull"' in answer.headers["WWW-Authenticate"]
-    assert (await browsed.request(path, name="demo/closed")).status == 200
-    assert (await browsed.request(path, name="r/demo/app")).status == 200
+    assert (await browsed.request(path, at="demo/closed")).status == 200
+    assert (await browsed.request(path, at="r/demo/app")).status == 200
 
 
 async def test_a_name_that_stands_for_nothing_any_more_is_not_found(browsed: Browsed) -> None:
@@ -395,7 +396,7 @@ async def test_a_name_that_stands_for_nothing_any_more_is_not_found(browsed: Bro
         assert (answer.status, answer.code) == (404, "NAME_UNKNOWN")
 
 
-REFUSED = [
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("versions", {"tag": "one"}, "UNSUPPORTED"),
     ("versions", {"name": "one"}, "UNSUPPORTED"),
     ("versions", {"limit": "0"}, "PAGINATION_NUMBER_INVALID"),
@@ -428,12 +429,10 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("path", "query", "code"), REFUSED)
-async def test_what_cannot_be_meant_is_refused_with_a_sentence(
-    browsed: Browsed, path: str, query: dict[str, str | Sequence[str]], code: str
-) -> None:
-    answer = await browsed.request(path, **query)
-    assert (answer.status, answer.code) == (400, code), answer.body
+async def test_what_cannot_be_meant_is_refused_with_a_sentence(browsed: Browsed) -> None:
+    for path, query, code in REFUSED:
+        answer = await browsed.request(path, **query)
+        assert (answer.status, answer.code) == (400, code), (path, query, answer.body)
 
 
 async def test_other_methods_and_places_are_told_apart(browsed: Browsed) -> None:
@@ -446,24 +445,19 @@ async def test_other_methods_and_places_are_told_apart(browsed: Browsed) -> None
     assert (head.status, head.body, head.headers["Content-Length"]) == (200, b"", str(len(whole.body)))
 
 
-@pytest.mark.parametrize(
-    ("path", "statement"),
-    [
+async def test_each_request_is_one_statement(browsed: Browsed) -> None:
+    running = browsed.running
+    for path, statement in [
         ("versions", "list_versions"),
         ("versions/1", "find_version"),
         *((f"versions/1/{kind}", "list_content") for kind in HISTORY),
         ("versions/1...6", "compare_versions"),
         ("runs", "list_runs"),
-    ],
-)
-async def test_each_request_is_one_statement(browsed: Browsed, path: str, statement: str) -> None:
-    running = browsed.running
-    await browsed.request(path)
-    before = await running.statements()
-    one = await running.metric(rf'entrepot_registry_database_statements_total\{{statement="{statement}"')
-    await browsed.request(path)
-    assert await running.statements() == before + 1
-    assert await running.metric(rf'entrepot_registry_database_statements_total\{{statement="{statement}"') == one + 1
+    ]:
+        sample = rf'entrepot_registry_database_statements_total\{{statement="{statement}"'
+        before, one = await running.statements(), await running.metric(sample)
+        await browsed.get(path)
+        assert (await running.statements(), await running.metric(sample)) == (before + 1, one + 1), path
 
 
 async def test_no_request_is_a_5xx_whatever_it_asks(browsed: Browsed) -> None:

@@ -21,10 +21,11 @@ from entrepot.oci import media_types
 from entrepot.settings import S3Settings
 from tests import contents
 from tests.conftest import Database
-from tests.integration.registry.test_protocol_table import make_place
 from tests.processes import Processes, peak_memory, process
-from tests.pushes import Pusher, digest_of, pusher
-from tests.services import Answer, Running, signed
+from tests.pushes import Pusher, digest_of
+from tests.services import Answer, signed
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MIB = 1024 * 1024
 FUZZ = settings(
@@ -44,12 +45,6 @@ segments = st.one_of(
 header_values = st.text(
     st.characters(min_codepoint=0x20, max_codepoint=0xFF, exclude_characters="\x7f"), max_size=200
 ).map(str.strip)
-
-
-@pytest.fixture
-async def one(running: Running) -> Pusher:
-    await make_place(running, "demo/app")
-    return await pusher(running)
 
 
 def sane(answer: Answer, method: str = "GET") -> None:
@@ -72,6 +67,7 @@ def sane(answer: Answer, method: str = "GET") -> None:
     body=st.binary(max_size=300),
 )  # fmt: skip
 async def test_any_path_and_query_with_any_method(one: Pusher, method: str, path: str, query: str, body: bytes) -> None:
+    path = path.replace("demo/app", one.name)
     sane(
         await one.ask(
             method, f"{path}?{query}" if query else path, data=body if method in {"POST", "PUT", "PATCH"} else None
@@ -175,7 +171,7 @@ async def test_any_manifest_is_taken_as_it_is_or_refused(
 async def test_any_signature_is_taken_or_refused(one: Pusher, body: bytes) -> None:
     image = contents.image(b"layer")
     await one.image(image, "v1")
-    path = f"/extensions/v2/demo/app/signatures/{image.digest}"
+    path = f"/extensions/v2/{one.name}/signatures/{image.digest}"
     sane(await one.ask("PUT", path, data=body))
     assert (await one.ask("GET", path)).status == 200
 

@@ -7,15 +7,16 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 from entrepot.oci import media_types
 from tests import contents
 from tests.contents import descriptor, sha256
-from tests.integration.registry.test_protocol_table import make_place
-from tests.pushes import Pusher, digest_of, document, pusher
-from tests.services import Running
+from tests.pushes import Pusher, digest_of, document
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 EXAMPLE = "application/vnd.example.thing"
 OTHER = "application/vnd.example.other"
@@ -143,12 +144,6 @@ CONTENT: dict[str, Callable[[Batch], Any]] = {
 }
 
 
-@pytest.fixture
-async def one(running: Running) -> Pusher:
-    await make_place(running, "demo/app")
-    return await pusher(running)
-
-
 async def push_all(client: Pusher, batch: Batch) -> list[str]:
     """Push everything, by digest first and then by tag; gives the manifests' digests."""
     digests = []
@@ -191,7 +186,7 @@ async def test_content_of_every_kind_goes_in_comes_out_and_goes_away(one: Pusher
 
 async def referrers(client: Pusher, subject: str, artifact_type: str | None = None) -> list[dict[str, Any]]:
     """What refers to a digest; checks the form of the answer."""
-    query = f"?artifactType={artifact_type}" if artifact_type else ""
+    query = f"?artifactType={quote(artifact_type)}" if artifact_type else ""
     got = await client.ask("GET", f"referrers/{subject}{query}")
     assert (got.status, got.headers.getall("Content-Type")) == (200, [media_types.OCI_INDEX])
     assert got.headers.get("OCI-Filters-Applied") == ("artifactType" if artifact_type else None)

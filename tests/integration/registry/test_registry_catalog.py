@@ -137,7 +137,12 @@ async def test_a_tag_that_is_not_there_is_as_good_an_end_as_any(filled: Running)
     for tag in ("A", "a", "b", "_", "b.1"):
         await contents.push(owner, repository, tag, image)
     tags = Pusher(filled.http, filled.url, "team-a/public", await filled.granted("pull", name="team-a/public"))
-    for last, expected in (("", ["A", "_", "a", "b", "b.1"]), ("B", ["_", "a", "b", "b.1"]), ("a", ["b", "b.1"]), ("b.0", ["b.1"])):
+    for last, expected in (
+        ("", ["A", "_", "a", "b", "b.1"]),
+        ("B", ["_", "a", "b", "b.1"]),
+        ("a", ["b", "b.1"]),
+        ("b.0", ["b.1"]),
+    ):
         assert (await tags.ask("GET", f"tags/list?last={last}")).json() == {"name": "team-a/public", "tags": expected}
     exact = await tags.ask("GET", "tags/list?n=5")
     assert "Link" not in exact.headers

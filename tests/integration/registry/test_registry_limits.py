@@ -20,6 +20,7 @@ from tests import services
 from tests.conftest import Database
 from tests.integration.registry.conftest import Demo, fill
 from tests.processes import Processes, process
+from tests.pushes import digest_of
 from tests.services import Running, raw, until
 
 pytestmark = pytest.mark.allow_blocking
@@ -100,6 +101,29 @@ async def test_an_answer_that_nobody_takes_does_not_hold_its_connection(
         await asyncio.gather(flooding, return_exceptions=True)
         writer.close()
         assert (await running.request("GET", "/v2/")).status == 401
+
+
+async def test_a_blob_that_comes_byte_by_byte_is_cut_off_and_a_slow_one_is_not(
+    database: Database, s3: S3Settings, tmp_path: Path
+) -> None:
+    limits = {"upload_timeout": timedelta(seconds=1), "upload_pace": 100}
+    async with limited(database, s3, tmp_path, registry=limits) as running:
+        await fill(running)
+        slow = b"s" * 600
+        for data, step, expected in ((b"d" * 600, 1, 408), (slow, 40, 201)):
+            token = (await running.granted())["Authorization"]
+            reader, writer = await asyncio.open_connection("127.0.0.1", running.registry.port)
+            path = f"/v2/demo/app/blobs/uploads/?digest={digest_of(data)}"
+            head = f"POST {path} HTTP/1.1\r\nHost: a\r\nAuthorization: {token}\r\nContent-Length: {len(data)}\r\n\r\n"
+            writer.write(head.encode())
+            answering = asyncio.create_task(reader.readuntil(b"\r\n"))
+            for start in range(0, len(data), step):
+                if answering.done():
+                    break
+                writer.write(data[start : start + step])
+                await asyncio.wait([answering], timeout=0.2)
+            assert (await answering).startswith(f"HTTP/1.1 {expected} ".encode())
+            writer.close()
 
 
 async def test_a_flood_of_pipelined_requests_takes_no_memory(

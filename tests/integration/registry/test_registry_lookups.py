@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 from entrepot.db.content import Change, Commit
-from tests import contents
+from entrepot.settings import S3Settings
+from tests import contents, services
+from tests.conftest import Database
 from tests.contents import Image
-from tests.integration.registry.conftest import Demo
+from tests.integration.registry.conftest import Demo, fill
 from tests.services import until
 
 
@@ -223,3 +226,29 @@ async def test_many_questions_of_all_kinds_at_once_get_each_its_own_answer(demo:
             assert (got.status, body if body is None else got.body) == (404 if body is None else 200, body)
 
     await asyncio.gather(*(one(n) for n in range(120)))
+
+
+async def test_who_is_told_that_a_manifest_is_there_may_rely_on_it_for_a_while(demo: Demo) -> None:
+    """HEAD counts as a use, written down only when the last one was a good while ago."""
+    owner, path = demo.running.owner, f"/v2/demo/app/manifests/{demo.image.digest}"
+
+    async def age_in_hours() -> int:
+        hours: int = await owner.fetchval("select extract(epoch from now() - touched_at)::int / 3600 from manifest")
+        return hours
+
+    for hours, method, left in ((5, "HEAD", 5), (7, "GET", 7), (7, "HEAD", 0)):
+        await owner.execute("update manifest set touched_at = now() - make_interval(hours => $1)", hours)
+        before = await demo.running.statements()
+        assert (await demo.running.get(path, method=method)).status == 200
+        assert await age_in_hours() == left
+        if method == "HEAD":
+            assert await demo.running.statements() - before == (1 if left else 2)
+
+
+async def test_a_warning_comes_with_every_manifest(database: Database, s3: S3Settings, tmp_path: Path) -> None:
+    async with services.running(database, s3, tmp_path / "keys", warning='Down on "Friday" \\o/') as running:
+        demo = await fill(running)
+        for method in ("GET", "HEAD"):
+            got = await running.get("/v2/demo/app/manifests/latest", method=method)
+            assert got.headers["Warning"] == r'299 - "Down on \"Friday\" \\o/"'
+        assert "Warning" not in (await running.get(f"/v2/demo/app/blobs/{demo.small_digest}")).headers

@@ -16,7 +16,9 @@ from tests.integration.registry.conftest import Demo
 from tests.pushes import Pusher, digest_of, document, pusher
 from tests.services import Running, until
 
-CONFIG = json.dumps({"os": "linux", "architecture": "arm64", "variant": "v8", "config": {"Labels": {"a": "b"}}}).encode()
+CONFIG = json.dumps(
+    {"os": "linux", "architecture": "arm64", "variant": "v8", "config": {"Labels": {"a": "b"}}}
+).encode()
 LAYER = b"a layer"
 
 
@@ -325,7 +327,9 @@ async def test_mirrors_and_pinned_distributions_take_nothing_and_say_why(demo: D
 
     async def refusals(through: Pusher) -> set[str]:
         answers = [
-            await through.ask(m, p, headers={"Content-Type": media_types.OCI_MANIFEST}, data=body if m == "PUT" else None)
+            await through.ask(
+                m, p, headers={"Content-Type": media_types.OCI_MANIFEST}, data=body if m == "PUT" else None
+            )
             for m, p in requests
         ]
         assert {(a.status, a.code) for a in answers} == {(405, "UNSUPPORTED")}
@@ -387,7 +391,9 @@ async def test_large_manifests_wait_for_room_and_all_get_through(database: Any, 
 async def test_a_client_that_takes_too_long_is_given_up(database: Any, s3: Any, tmp_path: Any) -> None:
     from datetime import timedelta
 
-    async with services.running(database, s3, tmp_path / "keys", manifest_timeout=timedelta(milliseconds=200)) as running:
+    async with services.running(
+        database, s3, tmp_path / "keys", manifest_timeout=timedelta(milliseconds=200)
+    ) as running:
         await contents.make_distribution(running.owner, await contents.make_repository(running.owner))
         client = await pusher(running)
         head = "\r\n".join(
@@ -420,7 +426,9 @@ async def test_of_concurrent_writers_of_a_tag_the_last_wins_and_history_has_all(
         (n, n + 1 if n < 13 else None, sha256(numbers[n])) for n in range(2, 14)
     ]
     steps = await demo.running.owner.fetch("select number from version where is_step order by number")
-    assert [row["number"] for row in steps] == list(range(2, 13)), "of pushes that follow each other only the last counts"
+    assert [row["number"] for row in steps] == list(range(2, 13)), (
+        "of pushes that follow each other only the last counts"
+    )
 
 
 async def test_the_same_manifests_in_many_repositories_at_once(demo: Demo) -> None:
@@ -443,7 +451,9 @@ async def test_the_same_manifests_in_many_repositories_at_once(demo: Demo) -> No
     assert await owner.fetchval("select count(*) from manifest") == len(kinds) + 1
 
 
-async def test_another_replica_sees_it_at_once(demo: Demo, client: Pusher, database: Any, s3: Any, tmp_path: Any) -> None:
+async def test_another_replica_sees_it_at_once(
+    demo: Demo, client: Pusher, database: Any, s3: Any, tmp_path: Any
+) -> None:
     async with services.running(database, s3, tmp_path / "keys") as second:
         other = Pusher(second.http, second.url, "demo/app", client.headers)
         for n in range(5):

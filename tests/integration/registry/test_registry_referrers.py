@@ -105,7 +105,13 @@ async def test_pages_by_number_and_by_bytes(demo: Demo, client: Pusher, database
     bodies = [referrer(demo, annotations={"n": str(n), "x": "x" * (50_000 if n % 4 == 0 else 10)}) for n in range(23)]
     for body in bodies:
         await put(client, body)
-    for limits in ({"referrers_page": 5}, {"referrers_size": 60_000}, {"referrers_size": 1}, {"referrers_page": 23}):
+    settings: list[dict[str, Any]] = [
+        {"referrers_page": 5},
+        {"referrers_size": 60_000},
+        {"referrers_size": 1},
+        {"referrers_page": 23},
+    ]
+    for limits in settings:
         async with services.running(database, s3, tmp_path / "keys", **limits) as small:
             through = Pusher(small.http, small.url, "demo/app", client.headers)
             path: str | None = f"referrers/{demo.image.digest}?artifactType={quote(SBOM, safe='')}"

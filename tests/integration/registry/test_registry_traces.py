@@ -192,4 +192,4 @@ def test_settings_of_traces_are_judged_at_the_start() -> None:
     assert TracesSettings(endpoint="https://collector/otlp/v1/traces").url == "https://collector/otlp/v1/traces"
     for wrong in ({"endpoint": "collector:4318"}, {"endpoint": "ftp://collector"}, {"sample_ratio": 1.5}):
         with pytest.raises(SettingInvalid, match="ENTREPOT_TRACES_"):
-            TracesSettings(**wrong)  # type: ignore[arg-type]
+            TracesSettings(**wrong)

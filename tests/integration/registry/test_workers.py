@@ -97,7 +97,8 @@ async def test_all_workers_answer_their_metrics_add_up_and_one_that_dies_comes_b
 
             os.kill(first[0], signal.SIGKILL)
             await until(lambda: _is(first[0] not in children(registry)))
-            # The other one goes on answering meanwhile.
+            # Not ready as a whole; but the other one goes on answering meanwhile.
+            await both.ready(http, 503)
             await ask_until(both, lambda: len(children(registry)) == 2, asked=asked)
             await both.ready(http)
             second = children(registry)

@@ -76,7 +76,8 @@ async def test_nobody_gets_pull_on_what_is_public_and_silently_nothing_else(runn
         claims = await verified(running, await ask(running, *asked))
         assert claims["access"] == [{"type": "repository", "name": "demo/public", "actions": ["pull"]}]
         uuid = await running.owner.fetchval("select uuid::text from distribution where base_path = 'demo/public'")
-        assert claims["entrepot"] == {"distributions": {"demo/public": uuid}}
+        refused = ["demo/authenticated", "demo/private", "demo/absent"]
+        assert claims["entrepot"] == {"distributions": {"demo/public": uuid}, "refused": refused}
     assert (await verified(running, await ask(running)))["access"] == []
 
 

@@ -5,7 +5,7 @@
 -- Versions, newest first, and how many of what they hold.
 select d.uuid as place, d.access, v.*
 from (select) as request
-left join place d on d.name = :name
+left join place_of(:name) d on true
 left join repository r on r.id = d.repository
 left join lateral (
     select v.number, v.base, v.created_at, v.cause_kind, v.cause_name, v.is_step, v.added_tags, v.removed_tags, v.added_manifests,
@@ -81,18 +81,47 @@ left join lateral (
         join repository_manifest x on x.manifest = e.manifest and x.repository = l.repository
         where e.blob = l.blob
             and x.added <= s.at and (x.removed is null or x.removed > s.at)
-            and not (x.added <= s.not_at and (x.removed is null or x.removed > s.not_at))
             and (:media_types::text[] is null or e.media_type = any (:media_types))
         limit 1
     ) named
     where l.repository = s.repository
         and l.blob > :after
         and (:digests::text[] is null or b.digest = any (:digests))
-        and (s.not_at = 0 or not exists (
-            select from manifest_blob e
-            join repository_manifest x on x.manifest = e.manifest and x.repository = l.repository
-            where e.blob = l.blob and x.added <= s.not_at and (x.removed is null or x.removed > s.not_at)
-        ))
+    order by l.blob
+    limit :count
+) found on true
+order by found.position;
+
+-- name: list_changed_blobs
+-- As list_version_blobs: blobs that manifests of one version name and none of the other.
+with s as materialized (
+    select * from seen_version(:name, :history, :number, :change)
+), named as materialized (
+    select e.blob, min(e.media_type) as media_type, min(e.role) as role
+    from s
+    join repository_manifest x on x.repository = s.repository
+    join manifest_blob e on e.manifest = x.manifest
+    where x.added <= s.at and (x.removed is null or x.removed > s.at)
+        and not (x.added <= s.not_at and (x.removed is null or x.removed > s.not_at))
+        and e.blob > :after
+        and (:media_types::text[] is null or e.media_type = any (:media_types))
+    group by e.blob
+), others as materialized (
+    select distinct e.blob
+    from s
+    join repository_manifest x on x.repository = s.repository
+    join manifest_blob e on e.manifest = x.manifest
+    where x.added <= s.not_at and (x.removed is null or x.removed > s.not_at) and exists (select from named)
+)
+select s.place, s.access, s.sees_history, s.number, s.base, found.*
+from s
+left join lateral (
+    select l.blob as position, b.digest, l.size, n.media_type, n.role
+    from named n
+    join repository_blob l on l.repository = s.repository and l.blob = n.blob
+    join blob b on b.id = n.blob
+    where not exists (select from others o where o.blob = n.blob)
+        and (:digests::text[] is null or b.digest = any (:digests))
     order by l.blob
     limit :count
 ) found on true
@@ -118,8 +147,9 @@ left join lateral (
 order by found.position;
 
 -- name: compare_versions
--- What is different in one version (b) from another (a): tags in byte order, and on the first page how many of what. Only ranges that begin or
--- end between the two are looked at, whatever the versions hold.
+-- What is different in one version (b) from another (a): tags in byte order, and on the first page how many of what. Of tags and manifests only
+-- ranges that begin or end between the two are looked at, whatever the versions hold. Blobs have no ranges: those of a whole version are read, since
+-- to look at each blob's manifests would mean those of every repository.
 with pair as materialized (
     select a.place, a.access, a.repository, a.number as a, b.number as b, least(a.number, b.number) as low,
         greatest(a.number, b.number) as high
@@ -151,18 +181,29 @@ with pair as materialized (
     group by x.manifest
 ), changed_manifest as materialized (
     select t.manifest, t.in_b as is_new, m.size from touched_manifest t join manifest m on m.id = t.manifest where t.in_a <> t.in_b
+), named as materialized (
+    select distinct e.blob, c.is_new from changed_manifest c join manifest_blob e on e.manifest = c.manifest
+), blob_of_a as materialized (
+    select distinct e.blob
+    from pair p
+    join repository_manifest x on x.repository = p.repository and x.added <= p.a and (x.removed is null or x.removed > p.a)
+    join manifest_blob e on e.manifest = x.manifest
+    where exists (select from named where is_new)
+), blob_of_b as materialized (
+    select distinct e.blob
+    from pair p
+    join repository_manifest x on x.repository = p.repository and x.added <= p.b and (x.removed is null or x.removed > p.b)
+    join manifest_blob e on e.manifest = x.manifest
+    where exists (select from named where not is_new)
 ), changed_blob as materialized (
-    select distinct e.blob, c.is_new, l.size
-    from pair p, changed_manifest c
-    join manifest_blob e on e.manifest = c.manifest
-    join repository_blob l on l.blob = e.blob
-    where l.repository = p.repository and not exists (
-        select from manifest_blob o
-        join repository_manifest x on x.manifest = o.manifest and x.repository = p.repository
-        where o.blob = e.blob
-            and x.added <= case when c.is_new then p.a else p.b end
-            and (x.removed is null or x.removed > case when c.is_new then p.a else p.b end)
-    )
+    select n.is_new, l.size
+    from pair p
+    cross join (
+        select n.blob, n.is_new from named n where n.is_new and not exists (select from blob_of_a a where a.blob = n.blob)
+        union all
+        select n.blob, n.is_new from named n where not n.is_new and not exists (select from blob_of_b b where b.blob = n.blob)
+    ) n
+    join repository_blob l on l.repository = p.repository and l.blob = n.blob
 )
 select p.place, p.access, p.a, p.b, tags.*, manifests.*, blobs.*, found.*
 from pair p
@@ -196,7 +237,7 @@ order by found.name;
 -- Sync runs, newest first. At a pinned place only those that made what is served there.
 select d.uuid as place, d.access, found.*
 from (select) as request
-left join place d on d.name = :name
+left join place_of(:name) d on true
 left join lateral (
     select r.id, r.trigger, r.created_at, r.started_at, r.finished_at, r.attempts, r.phase, r.outcome, r.reason, r.message, r.version,
         r.added, r.removed, r.bytes_transferred, r.failed_tags, r.failed_tag_count

@@ -5,7 +5,7 @@
 -- Where pushes go, and the bytes of the image configs that they name, where these are kept here and served there.
 select q.position, d.uuid, d.access, d.repository, d.namespace, d.pinned, d.is_mirror, config.inline as config
 from unnest(:names::text[], :configs::text[]) with ordinality as q (name, config, position)
-join place d on d.name = q.name
+join place_of(q.name) d on true
 left join lateral (
     select b.inline
     from blob b
@@ -23,7 +23,7 @@ update manifest set touched_at = now() where digest = any (:digests::text[]);
 -- manifest's size bounds that of its annotations, and they are read only for the page.
 select d.uuid as place, d.access, found.digest, found.media_type, found.size, found.artifact_type, found.annotations, found.listed
 from (select) as request
-left join place d on d.name = :name
+left join place_of(:name) d on true
 left join lateral (
     select page.digest, page.media_type, page.size, page.artifact_type, page.listed, m.annotations
     from (
@@ -64,7 +64,7 @@ order by found.digest;
 -- delete as well, as their manifest is.
 select d.uuid as place, d.access, found.name, found.content
 from (select) as request
-left join place d on d.name = :name
+left join place_of(:name) d on true
 left join lateral (
     select g.name, g.content
     from signature g

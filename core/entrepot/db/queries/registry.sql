@@ -8,7 +8,7 @@ select q.position, d.uuid as place, d.access, m.digest, m.media_type, m.size, ca
     m.touched_at < now() - :fresh::interval as is_stale
 from unnest(:names::text[], :tags::text[], :digests::text[], :with_bodies::boolean[]) with ordinality
     as q (name, tag, digest, with_body, position)
-left join place d on d.name = q.name
+left join place_of(q.name) d on true
 left join lateral (
     select t.manifest from tag t
     where d.pinned is null and t.repository = d.repository and t.name = q.tag and t.removed is null
@@ -53,7 +53,7 @@ join manifest m on m.digest = q.digest;
 select q.position, d.uuid as place, d.access, d.redirect, b.size, b.object_key, case when q.with_inline then b.inline end as inline,
     case when b.is_stale then b.id end as stale, d.repository
 from unnest(:names::text[], :digests::text[], :with_inlines::boolean[]) with ordinality as q (name, digest, with_inline, position)
-left join place d on d.name = q.name
+left join place_of(q.name) d on true
 left join lateral (
     select c.*, l.touched_at < now() - :fresh::interval as is_stale
     from blob c
@@ -76,7 +76,7 @@ left join lateral (
 -- A page of tags in byte order; one row without a name where there is none.
 select d.uuid as place, d.access, found.name
 from (select) as request
-left join place d on d.name = :name
+left join place_of(:name) d on true
 left join lateral (
     (
         select t.name from tag t

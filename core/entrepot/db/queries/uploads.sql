@@ -4,14 +4,14 @@
 -- What names stand for, and whether they take a write.
 select q.position, d.uuid, d.access, d.repository, d.namespace, d.pinned, d.is_mirror
 from unnest(:names::text[]) with ordinality as q (name, position)
-join place d on d.name = q.name;
+join place_of(q.name) d on true;
 
 -- name: find_uploads
 -- Uploads with the targets of their names, so that one statement tells both.
 select q.position, d.uuid, d.access, d.repository, d.namespace, d.pinned, d.is_mirror,
     u.id, u."offset", u.sha256, u.object_key, u.multipart, u.part_etags, u.part_bytes, u.tail, u.tail_key, u.writer_until > now() as is_busy
 from unnest(:names::text[], :ids::text[], :subjects::text[]) with ordinality as q (name, id, subject, position)
-join place d on d.name = q.name
+join place_of(q.name) d on true
 left join upload u on u.id = q.id and u.repository = d.repository and u.subject = q.subject;
 
 -- name: claim_upload^

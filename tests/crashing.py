@@ -21,6 +21,7 @@ from typing import Any
 import uvloop
 
 from entrepot import logs
+from entrepot.blobs import store
 from entrepot.settings import DatabaseSettings, S3Settings, load
 from entrepot.web.service import until_told_to_stop
 from entrepot.web.settings import WebSettings
@@ -136,6 +137,9 @@ async def _serve() -> None:
 def main() -> int:
     """Fork registries until one ends otherwise than by its own hand, or we are told to stop."""
     App.handle = _watched  # type: ignore[method-assign]
+    # Read once for all children: it takes longer than all else that a start needs.
+    session = store._prepare_session()
+    store._prepare_session = lambda: session
     logs.configure("info")
     child = 0
 

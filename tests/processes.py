@@ -78,7 +78,7 @@ class Processes:
         return f"http://localhost:{self.ports[0]}"
 
     async def ready(self, http: aiohttp.ClientSession, status: int = 200) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while True:
                 try:
                     async with http.get(f"http://127.0.0.1:{self.ports[1]}/readyz") as answer:

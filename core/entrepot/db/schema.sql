@@ -371,6 +371,7 @@ $$;
 CREATE FUNCTION public.push_manifest(p_repository bigint, p_cause text, p_tags text[], p_blobs_needed text[], p_manifests_needed text[], p_manifest jsonb, p_body bytea, p_blobs jsonb, p_children jsonb, OUT missing text[], OUT number bigint) RETURNS record
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'public', 'pg_temp'
+    SET plan_cache_mode TO 'force_generic_plan'
     AS $$
 declare
     stored bigint;

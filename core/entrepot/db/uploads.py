@@ -7,7 +7,7 @@ process is killed; every change names the lease, so that a writer who lost it ch
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
@@ -189,12 +189,17 @@ async def mount_blob(
     digest: str,
     source: str | None,
     readable: Mapping[str, UUID],
+    namespaces: Collection[str],
     grace: timedelta,
 ) -> bool:
-    """Link a blob that `source` (None: any name) serves, if it is public or among `readable`. Raises `DatabaseUnavailable`."""
+    """Link a blob that `source` (None: any name) serves, if it is public, among `readable` or in one of these namespaces.
+
+    Raises `DatabaseUnavailable`.
+    """
     with translated():
         row = await _sql.mount_blob(
-            connection, repository=repository, digest=digest, source=source, names=list(readable), uuids=list(readable.values()), grace=grace
+            connection, repository=repository, digest=digest, source=source, names=list(readable), uuids=list(readable.values()),
+            namespaces=list(namespaces), grace=grace,
         )  # fmt: skip
     return row is not None
 

@@ -59,6 +59,8 @@ class Grant:
     """Whether the catalog was asked for; only then `catalog` says anything."""
     refused: frozenset[str] = frozenset()
     """Names that the token was asked for and does nothing for: asking for another token is no use."""
+    readable: frozenset[str] = frozenset()
+    """Namespaces whose distributions the subject may all pull from; told of those only that it may push to."""
 
     def allows(self, name: str, action: str) -> bool:
         """Whether the token grants this action on this name; the place that is found there is for `Guard.admit` to compare."""
@@ -78,8 +80,10 @@ def read_claims(token: str, key: PublicKey, *, audience: str, leeway: float) -> 
             options={"require": _REQUIRED, "strict_aud": True},
         )  # fmt: skip
         names, catalog = _names(claims), _catalog(claims)
-        refused = frozenset(map(str, claims.get("entrepot", {}).get("refused", ())[:_MAX_GRANTS]))
-        return Grant(claims["sub"], float(claims["exp"]), names, catalog or frozenset(), catalog is not None, refused)
+        refused, readable = _listed(claims, "refused"), _listed(claims, "readable")
+        return Grant(
+            claims["sub"], float(claims["exp"]), names, catalog or frozenset(), catalog is not None, refused, readable
+        )
     except (jwt.PyJWTError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise TokenInvalid(f"{type(error).__name__}: {error}") from error
 
@@ -92,6 +96,10 @@ def _names(claims: Mapping[str, Any]) -> dict[str, tuple[UUID, frozenset[str]]]:
         if entry["type"] == "repository" and name in identities:
             names[name] = UUID(identities[name]), frozenset(_ACTIONS.intersection(entry["actions"]))
     return names
+
+
+def _listed(claims: Mapping[str, Any], name: str) -> frozenset[str]:
+    return frozenset(map(str, claims.get("entrepot", {}).get(name, ())[:_MAX_GRANTS]))
 
 
 def _catalog(claims: Mapping[str, Any]) -> frozenset[str] | Literal["*"] | None:

@@ -122,7 +122,8 @@ class Uploads:
         readable = {name: entry[0] for name, entry in place.grant.names.items() if "pull" in entry[1]}
         return await self._mounting.run(
             lambda connection: db.mount_blob(
-                connection, place.repository, digest=str(digest), source=source, readable=readable, grace=self._settings.pull_grace
+                connection, place.repository, digest=str(digest), source=source, readable=readable,
+                namespaces=place.grant.readable, grace=self._settings.pull_grace,
             )
         )  # fmt: skip
 

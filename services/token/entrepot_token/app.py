@@ -97,13 +97,15 @@ class App:
         wishes = [Wish(found[name], actions) for name, actions in request.scopes.items() if name in found]
         actions = await self._authorizer.authorize(subject, wishes)
         granted = [Granted(wish.place, allowed) for wish, allowed in zip(wishes, actions, strict=True) if allowed]
+        pushed_to = sorted({grant.place.namespace for grant in granted if "push" in grant.actions})
+        readable = await self._authorizer.readable(subject, pushed_to)
         catalog = await self._catalog(subject) if request.wants_catalog else None
         now = int(time.time())
         lifetime = int(settings.token_lifetime.total_seconds())
         given = {grant.place.name for grant in granted}
         refused = [name for name in request.scopes if name not in given]
         claims = make_claims(
-            subject, granted, refused=refused, catalog=catalog, service=settings.service_id, now=now, lifetime=lifetime
+            subject, granted, refused=refused, readable=readable, catalog=catalog, service=settings.service_id, now=now, lifetime=lifetime
         )
         token = self._keys.sign(claims)
         self._metrics.issued.labels("anonymous" if subject.is_anonymous else "identified").inc()

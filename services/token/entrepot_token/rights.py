@@ -76,6 +76,10 @@ class Authorizer(Protocol):
         """Of these namespaces, those whose distributions the subject may list all of. Raises Failed."""
         ...
 
+    async def readable(self, subject: Subject, namespaces: Sequence[str]) -> Sequence[str]:
+        """Of these namespaces, those whose distributions the subject may pull from, all of them. Raises Failed."""
+        ...
+
 
 class Rights:
     """The Authorizer there is: `access` decides, and where that does not, the Reviewer."""
@@ -105,9 +109,15 @@ class Rights:
             return ()
         if await self._reviewer.allows(subject, Question("pull", "distributions")):
             return "*"
+        return _fitting(await self.readable(subject, namespaces), subject)
+
+    async def readable(self, subject: Subject, namespaces: Sequence[str]) -> Sequence[str]:
+        """See Authorizer."""
+        if subject.is_anonymous:
+            return ()
         questions = [Question("pull", "distributions", namespace) for namespace in namespaces]
         answers = await self._ask(subject, questions)
-        return _fitting([question.namespace for question in questions if answers[question]], subject)
+        return [question.namespace for question in questions if answers[question]]
 
     async def _ask(self, subject: Subject, questions: Sequence[Question]) -> Mapping[Question, bool]:
         distinct = list(dict.fromkeys(questions))

@@ -5,6 +5,8 @@ Claims: iss and aud are the service id; sub is the subject, empty for nobody; ac
 `r/<namespace>/<name>`. `entrepot.catalog.namespaces`, only where the catalog was asked for, lists the namespaces whose Distributions the
 subject may see listed though they are Private, or is "*". `entrepot.refused`, only where there are any, lists names that were asked for and
 on which nothing was granted: so the registry asks a client once and not for ever for a token that also reads where a blob is mounted from.
+`entrepot.readable`, only with a right to push, lists those namespaces pushed to whose Distributions the subject may all pull from: a blob that is
+mounted without saying where from may come from there.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ def make_claims(
     granted: Sequence[Granted],
     *,
     refused: Sequence[str] = (),
+    readable: Sequence[str] = (),
     catalog: Catalog | None = None,
     service: str,
     now: int,
@@ -49,6 +52,8 @@ def make_claims(
     ours: dict[str, Any] = {"distributions": {grant.place.name: str(grant.place.uuid) for grant in granted}}
     if refused:
         ours["refused"] = list(refused[:_MAX_REFUSED])
+    if readable:
+        ours["readable"] = list(readable)
     if catalog is not None:
         # First: the registry reads a bounded number of entries.
         access.insert(0, {"type": "registry", "name": "catalog", "actions": ["*"]})

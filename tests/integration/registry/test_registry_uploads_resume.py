@@ -141,10 +141,10 @@ async def _is_later(running: Running, then: object) -> bool:
 async def test_an_upload_whose_process_is_killed_goes_on_after_its_lease(
     database: Database, s3: S3Settings, tmp_path: Path
 ) -> None:
-    async with services.running(database, s3, tmp_path / "keys") as survivor:
+    async with services.running(database, s3, tmp_path / "others") as survivor:
         await fill(survivor)
         started = Processes(database, s3, tmp_path)
-        variables = {**started.registry, "ENTREPOT_UPLOAD_LEASE": "1s"}
+        variables = {**started.registry, "ENTREPOT_UPLOAD_LEASE": "6s"}
         headers = await signed(survivor.owner, tmp_path / "keys", {"demo/app": ("pull", "push")})
         with (
             process("entrepot_token", started.token_log, started.token),
@@ -153,7 +153,7 @@ async def test_an_upload_whose_process_is_killed_goes_on_after_its_lease(
             async with aiohttp.ClientSession() as http:
                 await started.ready(http)
                 victim = Pusher(http, started.url, "demo/app", headers)
-                client = Pusher(survivor.http, survivor.url, "demo/app", headers)
+                client = await pushes.pusher(survivor)
                 kept = os.urandom(9 * MIB)
                 location = await victim.begin()
                 assert (await victim.patch(location, kept, at=0)).status == 202
@@ -164,7 +164,7 @@ async def test_an_upload_whose_process_is_killed_goes_on_after_its_lease(
                 doomed.send_signal(signal.SIGKILL)
                 with pytest.raises(aiohttp.ClientError):
                     await broken
-        assert outcome(await client.patch(location, b"x", at=9 * MIB)) == (409, "BLOB_UPLOAD_INVALID")
+                assert outcome(await client.patch(location, b"x", at=9 * MIB)) == (409, "BLOB_UPLOAD_INVALID")
         rest = os.urandom(6 * MIB)
         async with asyncio.timeout(20):
             while (got := await client.patch(location, rest, at=9 * MIB)).status == 409:  # noqa: ASYNC110 - the lease is the server's

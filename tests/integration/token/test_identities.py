@@ -138,6 +138,22 @@ async def test_the_catalog_lists_what_is_held_without_names(running: Running, su
     assert claims["entrepot"] == {"distributions": {}, "catalog": {"namespaces": namespaces}}
 
 
+@pytest.mark.parametrize(("subject", "status"), [("pusher", 201), ("admin", 201), ("blind", 202)])
+async def test_a_mount_without_a_source_finds_what_the_subject_may_read_in_the_namespace(
+    running: Running, subject: str, status: int
+) -> None:
+    blob = b"in the private repository only" * 2
+    private = await running.owner.fetchval("select repository from place where name = 'demo/private'")
+    other = await running.owner.fetchval("select repository from place where name = 'other/thing'")
+    await contents.store(running.owner, private, blob)
+    await contents.store(running.owner, other, foreign := b"in another namespace only" * 2)
+    claims = claims_of(await ask(running, "repository:demo/authenticated:push", name=subject))
+    assert claims["entrepot"].get("readable", []) == ([] if subject == "blind" else ["demo"])
+    for content, expected in ((blob, status), (foreign, 202)):
+        path = f"/v2/demo/authenticated/blobs/uploads/?mount={contents.sha256(content)}"
+        assert (await running.request("POST", path, headers=basic(subject))).status == expected
+
+
 async def test_wrong_credentials_are_told_so_and_all_alike(running: Running, tmp_path: Path) -> None:
     answers = [
         await ask(running, "repository:demo/public:pull", name=name, password=password)

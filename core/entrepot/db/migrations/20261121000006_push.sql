@@ -444,12 +444,13 @@ end
 $$;
 
 -- A push of one manifest in one statement: what it needs, the manifest, the version. Either `missing` names what has to be here before it, and
--- nothing was written; or `number` is the latest version, made now, or made earlier by the same push.
+-- nothing was written; or `number` is the latest version, made now, or made earlier by the same push. One manifest needs no plan of its own:
+-- making plans would take longer than carrying them out.
 create function push_manifest(
     p_repository bigint, p_cause text, p_tags text[], p_blobs_needed text[], p_manifests_needed text[],
     p_manifest jsonb, p_body bytea, p_blobs jsonb, p_children jsonb,
     out missing text[], out number bigint
-) language plpgsql security definer set search_path = public, pg_temp as $$
+) language plpgsql security definer set search_path = public, pg_temp set plan_cache_mode = force_generic_plan as $$
 declare
     stored bigint;
 begin

@@ -149,7 +149,7 @@ order by found.position;
 -- name: compare_versions
 -- What is different in one version (b) from another (a): tags in byte order, and on the first page how many of what. Of tags and manifests only
 -- ranges that begin or end between the two are looked at, whatever the versions hold. Blobs have no ranges: those of a whole version are read, since
--- to look at each blob's manifests would mean those of every repository.
+-- to look at each blob's manifests would mean those of every repository. (offset 0: planned by itself, so that the ranges are found by index.)
 with pair as materialized (
     select a.place, a.access, a.repository, a.number as a, b.number as b, least(a.number, b.number) as low,
         greatest(a.number, b.number) as high
@@ -158,11 +158,19 @@ with pair as materialized (
     select t.name, t.manifest, t.added <= p.a and (t.removed is null or t.removed > p.a) as in_a,
         t.added <= p.b and (t.removed is null or t.removed > p.b) as in_b
     from pair p
-    join (
-        select repository, name, manifest, added, removed, added as edge from tag
+    cross join lateral (
+        (
+            select t.name, t.manifest, t.added, t.removed from tag t
+            where t.repository = p.repository and t.added > p.low and t.added <= p.high
+            offset 0
+        )
         union all
-        select repository, name, manifest, added, removed, removed from tag where removed is not null
-    ) t on t.repository = p.repository and t.edge > p.low and t.edge <= p.high
+        (
+            select t.name, t.manifest, t.added, t.removed from tag t
+            where t.repository = p.repository and t.removed > p.low and t.removed <= p.high
+            offset 0
+        )
+    ) t
 ), change as materialized (
     select coalesce(o.name, n.name) as name, o.manifest as old, n.manifest as new
     from (select name, manifest from touched where in_a) o
@@ -172,11 +180,19 @@ with pair as materialized (
     select x.manifest, bool_or(x.added <= p.a and (x.removed is null or x.removed > p.a)) as in_a,
         bool_or(x.added <= p.b and (x.removed is null or x.removed > p.b)) as in_b
     from pair p
-    join (
-        select repository, manifest, added, removed, added as edge from repository_manifest
+    cross join lateral (
+        (
+            select x.manifest, x.added, x.removed from repository_manifest x
+            where x.repository = p.repository and x.added > p.low and x.added <= p.high
+            offset 0
+        )
         union all
-        select repository, manifest, added, removed, removed from repository_manifest where removed is not null
-    ) x on x.repository = p.repository and x.edge > p.low and x.edge <= p.high
+        (
+            select x.manifest, x.added, x.removed from repository_manifest x
+            where x.repository = p.repository and x.removed > p.low and x.removed <= p.high
+            offset 0
+        )
+    ) x
     where :after = ''
     group by x.manifest
 ), changed_manifest as materialized (

@@ -75,7 +75,7 @@ select store_pushed_blob(:repository, :digest, :size, :key, :inline, :upload);
 
 -- name: mount_blob^
 -- Links a blob that is served, at this moment and to this token, by another name: by the source, or without one by any name that the token
--- may pull from and by any public distribution. What is served where is decided as in find_blobs. No row: nothing was found, or nothing that
+-- may pull from, by any public distribution and by those of namespaces that the subject may read all of. What is served where is decided as in find_blobs. No row: nothing was found, or nothing that
 -- the token may see.
 with found as (
     select b.id, b.size
@@ -88,6 +88,7 @@ with found as (
         and (:source::text is null or d.name = :source)
         and (
             d.access = 'Public'
+            or (d.resource = 'distributions' and d.namespace = any (:namespaces::text[]))
             or exists (select from unnest(:names::text[], :uuids::uuid[]) as g (name, uuid) where g.name = d.name and g.uuid = d.uuid)
         )
         and case

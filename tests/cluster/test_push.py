@@ -314,7 +314,8 @@ async def test_a_push_whose_registry_is_killed_succeeds_when_it_is_tried_again(
         await push
     except AssertionError as failed:
         # After a reset this client tries again by itself; after a broken pipe its user has to.
-        assert "broken pipe" in str(failed)
+        if "broken pipe" not in str(failed):
+            raise
         await tools.skopeo(*copy)
     await tools.login("puller", team.token("puller"))
     await tools.skopeo(

@@ -7,10 +7,12 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import pytest
 
 from entrepot.blobs.budget import ByteBudget
+from entrepot.blobs.failures import BuffersFull
 from entrepot.blobs.store import BlobStore, BufferSettings, ObjectMissing, open_store
 from entrepot.errors import StorageUnavailable
 from entrepot.settings import S3Settings
@@ -143,3 +145,28 @@ async def test_a_budget_is_served_in_order_and_survives_cancelling() -> None:
     assert budget.free == 10
     await budget.take(100)
     assert budget.free == 0
+
+
+async def test_an_upload_of_which_only_the_key_is_known_can_be_dropped(
+    s3: S3Settings, object_store: ObjectStore
+) -> None:
+    buffers = BufferSettings(part_size=5 * MIB, budget=20 * MIB)
+    async with open_store(s3, buffers) as store:
+        for key in ("blobs/a", "blobs/ab"):
+            async with store.multipart(key) as upload:
+                await upload.write(os.urandom(6 * MIB))
+                await upload.settle(is_last=True)
+                upload.keep_parts()
+        assert await store.abort_all("blobs/a") == 1
+        assert await store.abort_all("blobs/a") == 0
+        assert await store.abort_all("blobs/ab") == 1
+    assert [path for path in object_store.bucket_path(s3).rglob("*") if path.is_file()] == []
+
+
+async def test_an_upload_that_finds_no_room_for_long_fails_for_now(s3: S3Settings) -> None:
+    buffers = BufferSettings(part_size=5 * MIB, budget=10 * MIB, patience=timedelta(milliseconds=100))
+    async with open_store(s3, buffers) as store:
+        async with store.budget.hold(6 * MIB), store.multipart("blobs/a") as upload:
+            with pytest.raises(BuffersFull):
+                await upload.write(b"x")
+        assert store.budget.free == store.budget.total

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -35,7 +36,7 @@ async def connected() -> AsyncIterator[tuple[Stream, Stream]]:
 
 
 @asynccontextmanager
-async def chain() -> AsyncIterator[tuple[Stream, asyncio.Transport, asyncio.Transport, Stream]]:
+async def chain() -> AsyncIterator[tuple[Stream, asyncio.WriteTransport, asyncio.WriteTransport, Stream]]:
     """Who sends, the two ends between which bytes are moved, and who receives."""
     async with connected() as (sender, source), connected() as (sink, receiver):
         source[1].transport.pause_reading()  # type: ignore[attr-defined]
@@ -83,11 +84,15 @@ async def test_a_sink_that_takes_nothing_times_out_and_one_that_is_gone_is_an_er
             await splice(source, sink, 32 * MIB, source_timeout=10, sink_timeout=10)
 
 
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 async def test_no_descriptor_is_left() -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     async with chain() as (sender, source, sink, _):
-        inside = len(os.listdir("/proc/self/fd"))
+        inside = open_files()
         sender[1].write(b"x" * 1000)
         for _ in range(20):
             await splice(source, sink, 5000, source_timeout=0.01, sink_timeout=1)
-        assert len(os.listdir("/proc/self/fd")) == inside > before
+        assert open_files() == inside > before

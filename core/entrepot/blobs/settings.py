@@ -7,6 +7,7 @@ layers is that of a few small parts and 10,000 of them are enough for more than 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import ClassVar
 
 from entrepot.settings import SettingInvalid, Settings
@@ -34,6 +35,9 @@ class BufferSettings(Settings):
 
     parts_in_flight: int = 2
     """Parts of one upload that are sent while the next one fills."""
+
+    patience: timedelta = timedelta(minutes=2)
+    """How long one upload may wait for room in the budget, of which slow ones may hold much, before it fails for now."""
 
     def __post_init__(self) -> None:
         if self.part_size < MIN_PART:

@@ -162,7 +162,7 @@ class BlobStore:
     async def complete(self, key: str, made: Multipart, *, size: int) -> None:
         """Make parts, which another process may have sent, an object of `size` bytes. It may be one already.
 
-        Raises `ObjectMissing` if there are neither the parts nor the object, and `StorageUnavailable`.
+        Raises `ObjectMissing` if there are neither the parts nor the object, `PartsReplaced`, and `StorageUnavailable`.
         """
         try:
             await complete_parts(self._client, self._bucket, key, made=made)
@@ -231,6 +231,15 @@ class BlobStore:
                 raise StorageUnavailable(
                     f"S3 did not remove {len(failed)} objects: {failed[0].get('Code', 'no reason given')}"
                 )
+
+    async def abort_all(self, key: str) -> int:
+        """Drop every multipart upload of a key, also one whose id was not written down; gives their number."""
+        with translated(key):
+            answer = await self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=key)
+        found = [one["UploadId"] for one in answer.get("Uploads", []) if one.get("Key") == key and "UploadId" in one]
+        for upload_id in found:
+            await self.abort(key, upload_id)
+        return len(found)
 
     async def abort(self, key: str, upload_id: str) -> None:
         """Drop a multipart upload that nobody will complete; one that is gone already counts as dropped."""

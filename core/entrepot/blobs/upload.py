@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from entrepot.blobs.budget import ByteBudget
-from entrepot.blobs.failures import translated
+from entrepot.blobs.failures import BuffersFull, translated
 from entrepot.blobs.settings import MAX_PARTS, MIN_PART, BufferSettings
 from entrepot.errors import StorageUnavailable
 
@@ -157,7 +157,11 @@ class Upload:
         while len(self._sending) >= self._buffers.parts_in_flight:
             await self._wait_for_a_part()
         size = self._part_size()
-        await self._budget.take(size)
+        try:
+            async with asyncio.timeout(self._buffers.patience.total_seconds()):
+                await self._budget.take(size)
+        except TimeoutError as error:
+            raise BuffersFull("there was no room in the buffers for long") from error
         self._reserved = size
         self._buffer = io.BytesIO()
         return self._buffer

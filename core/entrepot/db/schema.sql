@@ -26,7 +26,7 @@ begin
         -- lag behind a large sync, and a nested loop chosen from old ones takes minutes where a hash join takes milliseconds.
         perform set_config('plan_cache_mode', 'force_custom_plan', true), set_config('enable_nestloop', 'off', true);
     end if;
-    select * into repo from repository r where r.id = p_repository for update;
+    select * into repo from repository r where r.id = p_repository for no key update;
     if not found or repo.deleted_at is not null then
         raise exception 'the repository does not exist' using errcode = 'EN001';
     end if;
@@ -137,6 +137,10 @@ begin
     if found then
         raise exception 'manifest % is still tagged or listed', offender using errcode = 'EN005';
     end if;
+
+    perform from blob b
+        where b.id = any (array(select e.blob from manifest_blob e where e.manifest = any (manifests_in || manifests_out) and e.is_foreign))
+        order by b.id for no key update;
 
     -- The change.
     new_number := repo.last_number + 1;
@@ -290,6 +294,7 @@ CREATE FUNCTION public.link_pushed_blob(p_repository bigint, p_blob bigint, p_si
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'public', 'pg_temp'
     AS $$
+    select from blob b where b.id = p_blob for no key update;
     insert into repository_blob as l (repository, blob, size, in_latest, in_any, named)
     select p_repository, p_blob, p_size, c.in_latest, c.in_any, c.in_latest > 0 from foreign_names(p_repository, p_blob) c
     on conflict (repository, blob) do update set
@@ -550,7 +555,7 @@ CREATE FUNCTION public.writable_repository(p_repository bigint) RETURNS void
 declare
     repo repository;
 begin
-    select * into repo from repository r where r.id = p_repository for update;
+    select * into repo from repository r where r.id = p_repository for no key update;
     if not found or repo.deleted_at is not null then
         raise exception 'the repository does not exist' using errcode = 'EN001';
     end if;

@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl
 
 from aiohttp import web
 
+from entrepot.blobs.failures import PartsReplaced
 from entrepot.blobs.store import BlobStore, Multipart
 from entrepot.db import uploads as db
 from entrepot.db.pool import Pool
@@ -168,7 +169,7 @@ class Uploads:
             return await self._push(call, upload, digest, is_session=True)
         if body.length == 0 and state.part_bytes:
             async with self._leased(upload, found) as lease:
-                return await self._complete(upload, lease, digest)
+                return await self._complete(upload, lease, body, digest)
         with self._admitted():
             async with self._leased(upload, found) as lease:
                 return await self._conclude(upload, lease, body, digest, expected=expected)
@@ -196,15 +197,19 @@ class Uploads:
             reception.keep()
         return _created(upload.name, digest)
 
-    async def _complete(self, upload: Session, lease: Lease, digest: Digest) -> web.Response:
-        """Nothing follows: the parts become the object."""
+    async def _complete(self, upload: Session, lease: Lease, body: Body, digest: Digest) -> web.Response:
+        """Nothing follows: the parts become the object, with the tail as the last of them."""
         state = lease.state
         is_known = state.sha256 is not None and digest.algorithm == "sha256"
         if is_known:
             verify(Digest("sha256", state.sha256 or ""), digest)
         key = state.object_key or ""
         with still_there():
-            await self._store.complete(key, Multipart(state.multipart or "", state.part_etags), size=state.offset)
+            try:
+                await self._store.complete(key, Multipart(state.multipart or "", state.part_etags), size=state.offset)
+            except PartsReplaced:
+                # A request that came to nothing had begun to send what follows, in place of the tail.
+                return await self._conclude(upload, lease, body, digest, expected=None)
             if not is_known:
                 actual = await read_again(self._store, key, digest.algorithm)
                 if actual != digest:

@@ -518,3 +518,23 @@ async def test_images_of_all_sizes_by_a_plain_client(demo: Demo) -> None:
     got = await client.image(made, "plain")
     assert (got.status, got.headers["Docker-Content-Digest"]) == (201, made.digest)
     assert await is_served(client, "plain", made.body)
+
+
+async def test_a_foreign_layer_that_is_pushed_as_its_manifest_comes_or_goes_is_counted_right(
+    demo: Demo, client: Pusher
+) -> None:
+    wrong = (
+        "select count(*) from repository_blob l where l.in_latest <> (select count(distinct e.manifest) from manifest_blob e"
+        " join repository_manifest m on m.manifest = e.manifest and m.removed is null where e.blob = l.blob)"
+    )
+    for n in range(12):
+        layer = b"foreign %d" % n
+        body = image_document(
+            layers=[descriptor(layer, media_types.OCI_NONDISTRIBUTABLE_LAYER, urls=URLS)], annotations={"n": str(n)}
+        )
+        pushed = await asyncio.gather(client.manifest(body, "new"), client.blob(layer), client.blob(b"other %d" % n))
+        assert [answer.status for answer in pushed] == [201, 201, 201]
+        assert await demo.running.owner.fetchval(wrong) == 0
+        gone = await asyncio.gather(client.ask("DELETE", f"manifests/{sha256(body)}"), client.blob(layer))
+        assert [answer.status for answer in gone] == [202, 201]
+        assert await demo.running.owner.fetchval(wrong) == 0

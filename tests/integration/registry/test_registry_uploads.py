@@ -404,31 +404,38 @@ async def test_cancelling_while_a_patch_streams_ends_that_too(client: Pusher, de
     assert left == []
 
 
-async def test_a_client_that_breaks_off_leaves_what_was_durable(client: Pusher, demo: Demo) -> None:
+@pytest.mark.parametrize("rest", [b"", b"the end"])
+@pytest.mark.parametrize("size", [6 * MIB, 9 * MIB])
+async def test_a_client_that_breaks_off_leaves_what_was_durable(
+    client: Pusher, demo: Demo, size: int, rest: bytes
+) -> None:
     location = await client.begin()
-    kept = os.urandom(6 * MIB)
+    kept = os.urandom(size)
     assert (await client.patch(location, kept)).status == 202
+    sent = await demo.running.storage_calls("UploadPart")
     async with aiohttp.ClientSession() as session:
         stream = Slowly()
-        stream.send(os.urandom(12 * MIB))
+        stream.send(os.urandom(17 * MIB))
         broken = asyncio.create_task(
             session.request("PATCH", client.url + location, headers=dict(client.headers), data=stream)
         )
         await until(lambda: is_leased(demo.running))
-        await until(lambda: _has_received(demo.running, 12 * MIB))
+        await until(lambda: _sends_parts(demo.running, sent + 1))
         broken.cancel()
         await asyncio.gather(broken, return_exceptions=True)
     await until(lambda: none_leased(demo.running))
     told = await client.ask("GET", location)
-    assert told.headers["Range"] == f"0-{6 * MIB - 1}"
-    assert (await client.patch(location, b"the end", at=6 * MIB)).status == 202
-    assert (await client.finish(location, digest_of(kept + b"the end"))).status == 201
-    assert await served(client, kept + b"the end")
+    assert told.headers["Range"] == f"0-{size - 1}"
+    whole = kept + rest
+    if rest:
+        assert (await client.patch(location, rest, at=size)).status == 202
+    assert (await client.finish(location, digest_of(whole))).status == 201
+    assert await served(client, whole)
     assert await demo.running.metric("entrepot_registry_buffer_bytes") == 0
 
 
-async def _has_received(running: Running, size: int) -> bool:
-    return await running.storage_calls("UploadPart") >= 1 and size > 0
+async def _sends_parts(running: Running, count: float) -> bool:
+    return await running.storage_calls("UploadPart") >= count
 
 
 # Limits

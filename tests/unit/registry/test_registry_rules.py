@@ -42,9 +42,9 @@ def test_every_name_and_tag_is_found_again_in_its_path(parts: list[str], tag: st
         assert (route.endpoint, route.name, route.reference) == (endpoint, name, tag)
     listing = parse_route(f"/v2/{name}/tags/list")
     assert (listing.endpoint, listing.name) == (Endpoint.TAGS, name)
-    for end in ("", tag):
+    for end, endpoint in (("", Endpoint.UPLOADS), (tag, Endpoint.UPLOAD)):
         upload = parse_route(f"/v2/{name}/blobs/uploads/{end}")
-        assert (upload.endpoint, upload.name) == (Endpoint.UPLOAD, name)
+        assert (upload.endpoint, upload.name, upload.reference) == (endpoint, name, end)
 
 
 @given(st.text() | st.text(alphabet="/v2abmnistfeogldu%:.-_\x00\\ ", max_size=60).map(lambda text: "/v2/" + text))

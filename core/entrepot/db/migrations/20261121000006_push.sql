@@ -63,13 +63,14 @@ create function place_of(p_name text) returns setof place language sql stable as
     select * from place p where p.name = p_name limit 1
 $$;
 
--- Locks a repository for a write by a client, and says why not if it takes none. The name that was written to is checked by the caller.
+-- Locks a repository for a write by a client, and says why not if it takes none. The name that was written to is checked by the caller. The lock
+-- keeps out other commits and lets blobs be stored and linked meanwhile, which would otherwise starve it where many are pushed at once.
 create function writable_repository(p_repository bigint) returns void
 language plpgsql security definer set search_path = public, pg_temp as $$
 declare
     repo repository;
 begin
-    select * into repo from repository r where r.id = p_repository for update;
+    select * into repo from repository r where r.id = p_repository for no key update;
     if not found or repo.deleted_at is not null then
         raise exception 'the repository does not exist' using errcode = 'EN001';
     end if;
@@ -134,9 +135,11 @@ end
 $$;
 
 -- Links a blob to a repository so that it is served there from now on: as an upload in progress, whatever was before. Manifests may name a
--- foreign layer before it is linked: a new link counts them, so that the commit that takes them away finds them counted.
+-- foreign layer before it is linked: a new link counts them, so that the commit that takes them away finds them counted. The blob's row is locked
+-- by both: whichever comes second sees what the other did.
 create function link_pushed_blob(p_repository bigint, p_blob bigint, p_size bigint)
 returns void language sql security definer set search_path = public, pg_temp as $$
+    select from blob b where b.id = p_blob for no key update;
     insert into repository_blob as l (repository, blob, size, in_latest, in_any, named)
     select p_repository, p_blob, p_size, c.in_latest, c.in_any, c.in_latest > 0 from foreign_names(p_repository, p_blob) c
     on conflict (repository, blob) do update set
@@ -163,8 +166,8 @@ begin
 end
 $$;
 
--- The one commit, as before but for three things: an explicit delete may take a manifest out of an index, the signatures of a manifest go with
--- it, and a version made by a push is a step once another push follows within ten minutes.
+-- The one commit, as before but for these: blobs may be stored and linked meanwhile, an explicit delete may take a manifest out of an index, the
+-- signatures of a manifest go with it, and a version made by a push is a step once another push follows within ten minutes.
 create or replace function commit_content(
     p_repository bigint,
     p_cause_kind text,
@@ -208,7 +211,7 @@ begin
         -- lag behind a large sync, and a nested loop chosen from old ones takes minutes where a hash join takes milliseconds.
         perform set_config('plan_cache_mode', 'force_custom_plan', true), set_config('enable_nestloop', 'off', true);
     end if;
-    select * into repo from repository r where r.id = p_repository for update;
+    select * into repo from repository r where r.id = p_repository for no key update;
     if not found or repo.deleted_at is not null then
         raise exception 'the repository does not exist' using errcode = 'EN001';
     end if;
@@ -319,6 +322,10 @@ begin
     if found then
         raise exception 'manifest % is still tagged or listed', offender using errcode = 'EN005';
     end if;
+
+    perform from blob b
+        where b.id = any (array(select e.blob from manifest_blob e where e.manifest = any (manifests_in || manifests_out) and e.is_foreign))
+        order by b.id for no key update;
 
     -- The change.
     new_number := repo.last_number + 1;

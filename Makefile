@@ -9,7 +9,7 @@ export PYTHONPATH := $(CURDIR):$(CURDIR)/core:$(CURDIR)/operator:$(CURDIR)/servi
 export PYTHONDONTWRITEBYTECODE := 1
 OWN_KUBECONFIG := /var/lib/entrepot-cluster/admin.kubeconfig
 
-.PHONY: help setup cluster-up cluster-down images check test test-unit test-integration test-cluster bench demo demo-down fmt lock schema
+.PHONY: help setup cluster-up cluster-down images check test test-unit test-integration test-cluster bench soak demo demo-down fmt lock schema
 
 help: ## what there is
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -48,6 +48,9 @@ bench: setup ## side by side with peers; prints tables
 	$(PYTHON) -m bench.commit
 	$(PYTHON) -m bench.sync
 	$(PYTHON) -m bench.registry
+
+soak: setup ## memory of the registry under 32 uploads of 1 GB at once; needs up to 64 GB of disk for a while
+	$(PYTHON) -m bench.soak
 
 demo: ## from nothing to a pod that runs from a mirrored image
 	@hack/demo

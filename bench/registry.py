@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from bench.processes import cpu, descendants, peak
 from bench.systems import LARGE, NAME, REDIRECTED, System, Systems, running_systems
 from tests.servers import find_tool
 
@@ -31,7 +32,6 @@ Accept: application/vnd.docker.distribution.manifest.v2+json, application/vnd.do
 application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, */*
 """
 """What a node's runtime sends."""
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Bench:
         """Run a load to its end."""
         systems = self.systems
         behind = (systems.s3_pid, *system.behind)
-        mark, cpu, cpu_behind = systems.mark(), _cpu(system.pid), sum(map(_cpu, behind))
+        mark, used, used_behind = systems.mark(), cpu(system.pid), sum(map(cpu, behind))
         command = [
             self._loadgen, "-address", system.address, "-host", system.host, "-header", _HEADERS + system.headers,
             "-connections", str(connections), "-seconds", str(self.seconds), *arguments,
@@ -136,35 +136,9 @@ class Bench:
         requests = told["requests"]
         return Measured(
             requests / told["seconds"], told["bytes"] / told["seconds"] / 1e6, told["p50"] * 1e3, told["p99"] * 1e3,
-            (_cpu(system.pid) - cpu) / requests * 1000, (sum(map(_cpu, behind)) - cpu_behind) / requests * 1000,
+            (cpu(system.pid) - used) / requests * 1000, (sum(map(cpu, behind)) - used_behind) / requests * 1000,
             systems.calls_to_s3(system.bucket, mark) / requests, told["cpu"] / told["seconds"],
         )  # fmt: skip
-
-
-def _cpu(pid: int) -> float:
-    """Processor seconds that a process and its descendants have used."""
-    parents: dict[int, list[int]] = {}
-    used: dict[int, float] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it has ended meanwhile
-        number = int(path.parent.name)
-        parents.setdefault(int(fields[1]), []).append(number)
-        # Of itself, and of children that it has waited for.
-        used[number] = sum(map(int, fields[11:15])) / _TICKS
-    total, todo = 0.0, [pid]
-    while todo:
-        number = todo.pop()
-        total += used.get(number, 0)
-        todo += parents.get(number, [])
-    return total
-
-
-def _peak(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return next(int(line.split()[1]) // 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 def _push(size: int, *more: str) -> Callable[[Bench, int, int], Arguments]:
@@ -261,7 +235,7 @@ async def main(only: str, *, rounds: int, seconds: float, manifests: int) -> int
                         theirs.append(await asyncio.to_thread(bench.load, systems.peer, connections, arguments))
                     met &= show(workload, connections, ours, theirs)
             print(
-                f"\nmemory at most (VmHWM): entrepot {_peak(systems.ours.pid)} MiB, docker-registry {_peak(systems.peer.pid)} MiB;"
+                f"\nmemory at most (VmHWM): entrepot {sum(map(peak, descendants(systems.ours.pid)))} MiB, docker-registry {peak(systems.peer.pid)} MiB;"
                 f" load average {os.getloadavg()[0]:.1f}; {time.monotonic() - begun:.0f} s in all"
             )
     return 0 if met else 1

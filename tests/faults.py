@@ -14,7 +14,7 @@ from yarl import URL
 
 __all__ = ["Fault", "FaultyS3", "PostgresWire"]
 
-_HOP = frozenset({"connection", "keep-alive", "transfer-encoding"})
+_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "expect"})
 _SLOW_DOWN = b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>SlowDown</Code><Message>come again</Message></Error>'
 
 
@@ -72,6 +72,9 @@ class FaultyS3:
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         url = URL(f"http://127.0.0.1:{self.target}{request.raw_path}", encoded=True)
         fault = self._next_fault(request.method, url)
+        if "Expect" in request.headers:
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0
         body = await request.read()
         if fault is Fault.RESET:
             return _reset(request)

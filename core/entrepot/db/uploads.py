@@ -15,7 +15,7 @@ from uuid import UUID
 from asyncpg import Record
 
 from entrepot.db.content import refusals
-from entrepot.db.pool import Connection, Pool, queries, translated
+from entrepot.db.pool import Connection, queries, translated
 from entrepot.db.registry import Place
 
 __all__ = [
@@ -101,70 +101,72 @@ async def find_uploads(connection: Connection, asked: Sequence[UploadQuery]) -> 
     return found
 
 
-async def begin_upload(pool: Pool, *, upload: str, repository: int, subject: str) -> None:
+async def begin_upload(connection: Connection, *, upload: str, repository: int, subject: str) -> None:
     """Open a session. Raises `DatabaseUnavailable`."""
     with translated():
-        await _sql.begin_upload(pool, id=upload, repository=repository, subject=subject)
+        await _sql.begin_upload(connection, id=upload, repository=repository, subject=subject)
 
 
 async def claim_upload(
-    pool: Pool, *, upload: str, repository: int, subject: str, writer: str, lease: timedelta
+    connection: Connection, *, upload: str, repository: int, subject: str, writer: str, lease: timedelta
 ) -> UploadState | None:
     """Take the lease; None if another holds it, or the upload has ended. Raises `DatabaseUnavailable`."""
     with translated():
         row = await _sql.claim_upload(
-            pool, id=upload, repository=repository, subject=subject, writer=writer, lease=lease
+            connection, id=upload, repository=repository, subject=subject, writer=writer, lease=lease
         )
     return _state(row) if row is not None else None
 
 
-async def renew_upload(pool: Pool, *, upload: str, writer: str, lease: timedelta) -> bool:
+async def renew_upload(connection: Connection, *, upload: str, writer: str, lease: timedelta) -> bool:
     """Keep the lease; False if it, or the upload, is gone. Raises `DatabaseUnavailable`."""
     with translated():
-        return bool(await _sql.renew_upload(pool, id=upload, writer=writer, lease=lease))
+        return bool(await _sql.renew_upload(connection, id=upload, writer=writer, lease=lease))
 
 
-async def release_upload(pool: Pool, *, upload: str, writer: str) -> None:
+async def release_upload(connection: Connection, *, upload: str, writer: str) -> None:
     """End the lease without a change. Raises `DatabaseUnavailable`."""
     with translated():
-        await _sql.release_upload(pool, id=upload, writer=writer)
+        await _sql.release_upload(connection, id=upload, writer=writer)
 
 
-async def save_upload(pool: Pool, state: UploadState, *, upload: str, writer: str, old_tail_key: str | None) -> bool:
+async def save_upload(
+    connection: Connection, state: UploadState, *, upload: str, writer: str, old_tail_key: str | None
+) -> bool:
     """Write what the upload has now, and end the lease; False if it, or the upload, is gone. Raises `DatabaseUnavailable`."""
     with translated():
         saved = await _sql.save_upload(
-            pool, id=upload, writer=writer, offset=state.offset, sha256=state.sha256, object_key=state.object_key,
+            connection, id=upload, writer=writer, offset=state.offset, sha256=state.sha256, object_key=state.object_key,
             multipart=state.multipart, part_etags=list(state.part_etags), part_bytes=state.part_bytes, tail=state.tail,
             tail_key=state.tail_key, old_tail_key=old_tail_key,
         )  # fmt: skip
     return bool(saved)
 
 
-async def cancel_upload(pool: Pool, *, upload: str, repository: int, subject: str) -> bool:
+async def cancel_upload(connection: Connection, *, upload: str, repository: int, subject: str) -> bool:
     """End a session, whoever writes to it; False if there is none. Raises `DatabaseUnavailable`."""
     with translated():
-        return bool(await _sql.cancel_upload(pool, id=upload, repository=repository, subject=subject))
+        return bool(await _sql.cancel_upload(connection, id=upload, repository=repository, subject=subject))
 
 
-async def reserve_keys(pool: Pool, *, owner: str, count: int) -> list[str]:
+async def reserve_keys(connection: Connection, *, owner: str, count: int) -> list[str]:
     """New random object keys, on record. Raises `DatabaseUnavailable`."""
     keys = [f"blobs/{secrets.token_hex(20)}" for _ in range(count)]
     with translated():
-        await _sql.reserve_keys(pool, owner=owner, keys=keys)
+        await _sql.reserve_keys(connection, owner=owner, keys=keys)
     return keys
 
 
-async def open_multipart(pool: Pool, *, key: str, owner: str, multipart: str) -> bool:
+async def open_multipart(connection: Connection, *, key: str, owner: str, multipart: str) -> bool:
     """Remember the multipart upload that writes to a key; False if the key was given up. Raises `DatabaseUnavailable`."""
     with translated():
-        return bool(await _sql.open_part_upload(pool, key=key, owner=owner, multipart=multipart))
+        return bool(await _sql.open_part_upload(connection, key=key, owner=owner, multipart=multipart))
 
 
-async def give_up_object(pool: Pool, *, key: str) -> None:
+async def give_up_object(connection: Connection, *, key: str) -> None:
     """Leave an object to the keeper. Raises `DatabaseUnavailable`."""
     with translated():
-        await _sql.give_up_object(pool, key=key)
+        await _sql.give_up_object(connection, key=key)
 
 
 async def store_pushed_blob(

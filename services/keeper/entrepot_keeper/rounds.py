@@ -87,12 +87,15 @@ class Rounds:
         turns = asyncio.Semaphore(_ABORTS)
 
         async def abort(one: MarkedObject) -> StorageUnavailable | None:
-            if one.upload_id is not None:
-                async with turns:
-                    try:
+            async with turns:
+                try:
+                    if one.upload_id is not None:
                         await self._store.abort(one.key, one.upload_id)
-                    except StorageUnavailable as error:
-                        return error
+                    else:
+                        # A process that is killed between S3's answer and its own note leaves one that nobody wrote down.
+                        await self._store.abort_all(one.key)
+                except StorageUnavailable as error:
+                    return error
             return None
 
         async with asyncio.TaskGroup() as group:

@@ -12,6 +12,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import asyncpg
@@ -23,11 +24,23 @@ from entrepot.errors import DatabaseUnavailable, RegistryError
 __all__ = ["Batcher"]
 
 _SESSION = "set plan_cache_mode = force_generic_plan; set enable_seqscan = off"
-"""One plan for the life of a connection: planning takes longer than the lookup, and PostgreSQL would plan anew for each batch, since it
-thinks small arrays better served by a plan of their own. The plan goes by indexes even if made while the tables were all but empty."""
+"""One plan for many batches: planning takes longer than the lookup, and PostgreSQL would plan anew for each, since it thinks small arrays
+better served by a plan of their own. And always by indexes, which cost little more while the tables are small."""
+
+_PLAN_ANEW = "discard plans"
+_PLAN_LIFE = 20.0
+"""Seconds. A plan made while the tables were all but empty takes whichever index; PostgreSQL itself throws it away only with the next analyze."""
 
 Q = TypeVar("Q")
 A = TypeVar("A")
+
+
+@dataclass(slots=True)
+class _Session:
+    """A connection, and when its plans were made."""
+
+    connection: Connection
+    planned_at: float
 
 
 class Batcher(Generic[Q, A]):
@@ -88,7 +101,7 @@ class Batcher(Generic[Q, A]):
         return batch
 
     async def _work(self) -> None:
-        connection: Connection | None = None
+        session: _Session | None = None
         try:
             while True:
                 await self._arrived.wait()
@@ -97,9 +110,9 @@ class Batcher(Generic[Q, A]):
                     self._arrived.clear()
                 if not batch:  # another connection took them
                     continue
-                kept, connection = connection, None
+                kept, session = session, None
                 try:
-                    connection = await self._answer(kept, batch)
+                    session = await self._answer(kept, batch)
                 except BaseException as error:
                     for _, future in batch:
                         if not future.done():
@@ -107,9 +120,10 @@ class Batcher(Generic[Q, A]):
                     if not isinstance(error, Exception):
                         raise
         finally:
-            await self._give_back(connection)
+            if session is not None:
+                await self._give_back(session.connection)
 
-    async def _answer(self, kept: Connection | None, batch: list[tuple[Q, asyncio.Future[A]]]) -> Connection:
+    async def _answer(self, kept: _Session | None, batch: list[tuple[Q, asyncio.Future[A]]]) -> _Session:
         """Ask, and once more on a new connection if the kept one turns out to be dead: reading twice does no harm.
 
         Gives the connection that is good, and none back to the caller when it raises.
@@ -117,32 +131,36 @@ class Batcher(Generic[Q, A]):
         questions = [question for question, _ in batch]
         self._questions.inc(len(batch))
         if kept is not None:
+            now = time.monotonic()
+            is_old = now - kept.planned_at > _PLAN_LIFE
             try:
-                self._resolve(batch, await self._ask_once(kept, questions))
-                return kept
+                self._resolve(
+                    batch, await self._ask_once(kept.connection, questions, first=_PLAN_ANEW if is_old else None)
+                )
+                return _Session(kept.connection, now) if is_old else kept
             except DatabaseUnavailable as error:
-                await self._give_back(kept)
+                await self._give_back(kept.connection)
                 if isinstance(error.__cause__, TimeoutError):
                     raise  # it is not the connection that is at fault, and the client has waited long enough
             except BaseException:
-                await self._give_back(kept)
+                await self._give_back(kept.connection)
                 raise
         with translated():
             async with asyncio.timeout(self._timeout):
                 fresh = await self._pool.acquire()
         try:
-            with translated():
-                await fresh.execute(_SESSION, timeout=self._timeout)
-            self._resolve(batch, await self._ask_once(fresh, questions))
+            self._resolve(batch, await self._ask_once(fresh, questions, first=_SESSION))
         except BaseException:
             await self._give_back(fresh)
             raise
-        return fresh
+        return _Session(fresh, time.monotonic())
 
-    async def _ask_once(self, connection: Connection, questions: Sequence[Q]) -> Sequence[A]:
+    async def _ask_once(self, connection: Connection, questions: Sequence[Q], *, first: str | None) -> Sequence[A]:
         self._statements.inc()
         with translated():
             async with asyncio.timeout(self._timeout):
+                if first is not None:
+                    await connection.execute(first)
                 return await self._find(connection, questions)
 
     @staticmethod
@@ -151,13 +169,12 @@ class Batcher(Generic[Q, A]):
             if not future.done():
                 future.set_result(answer)
 
-    async def _give_back(self, connection: Connection | None) -> None:
+    async def _give_back(self, connection: Connection) -> None:
         """Close it: what is wrong with a connection is not told apart from what is wrong with the database."""
-        if connection is not None:
-            # One that was lost has left the pool by itself.
-            with contextlib.suppress(asyncpg.InterfaceError):
-                connection.terminate()
-            await self._pool.release(connection)  # type: ignore[arg-type]
+        # One that was lost has left the pool by itself.
+        with contextlib.suppress(asyncpg.InterfaceError):
+            connection.terminate()
+        await self._pool.release(connection)  # type: ignore[arg-type]
 
 
 def _as_exception(error: BaseException) -> Exception:

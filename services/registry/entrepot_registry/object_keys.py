@@ -13,11 +13,10 @@ from collections import deque
 from collections.abc import AsyncIterator
 
 import structlog
-from prometheus_client import Counter
 
-from entrepot.db.pool import Pool
 from entrepot.db.uploads import give_up_object, open_multipart, reserve_keys
 from entrepot.errors import DatabaseUnavailable, RegistryError
+from entrepot_registry.statements import Statements
 
 __all__ = ["KeyPool", "LentKey"]
 
@@ -43,8 +42,7 @@ class LentKey:
 class KeyPool:
     """The keys of this process."""
 
-    def __init__(self, pool: Pool, *, batch: int, statements: Counter) -> None:
-        self._pool = pool
+    def __init__(self, statements: Statements, *, batch: int) -> None:
         self._statements = statements
         self._batch = batch
         self.owner = f"registry/{uuid.uuid4()}"
@@ -53,8 +51,11 @@ class KeyPool:
 
     async def open_multipart(self, key: str, *, owner: str, multipart: str) -> None:
         """Put a multipart upload on record. Raises RegistryError 503 if the key was given up, being too old."""
-        self._statements.labels("open_part_upload").inc()
-        if not await open_multipart(self._pool, key=key, owner=owner, multipart=multipart):
+        is_kept = await self._statements.run(
+            "open_part_upload",
+            lambda connection: open_multipart(connection, key=key, owner=owner, multipart=multipart),
+        )
+        if not is_kept:
             raise RegistryError(
                 503, "UNAVAILABLE", "the upload took too long to begin; try again", headers={"Retry-After": "1"}
             )
@@ -79,15 +80,16 @@ class KeyPool:
                     return key
             async with self._filling:
                 if not self._keys:
-                    self._statements.labels("reserve_keys").inc()
-                    names = await reserve_keys(self._pool, owner=self.owner, count=self._batch)
+                    names = await self._statements.run(
+                        "reserve_keys",
+                        lambda connection: reserve_keys(connection, owner=self.owner, count=self._batch),
+                    )
                     now = time.monotonic()
                     self._keys.extend(LentKey(name, now) for name in names)
 
     async def _give_up(self, key: LentKey) -> None:
-        self._statements.labels("give_up_object").inc()
         try:
-            await give_up_object(self._pool, key=key.name)
+            await self._statements.run("give_up_object", lambda connection: give_up_object(connection, key=key.name))
         except DatabaseUnavailable as error:
             # Its row stays as it is, and the keeper finds it later by its owner and age.
             _log.info("an object is left over", key=key.name, error=error.message)

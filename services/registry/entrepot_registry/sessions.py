@@ -12,11 +12,10 @@ import structlog
 from aiohttp import web
 
 from entrepot.db import uploads as db
-from entrepot.db.pool import Pool
 from entrepot.db.uploads import UploadState
 from entrepot.errors import DatabaseUnavailable, RegistryError
 from entrepot.oci.ranges import upload_range
-from entrepot_registry.metrics import RegistryMetrics
+from entrepot_registry.statements import Statements
 from entrepot_registry.writing import WritablePlace
 
 __all__ = ["Lease", "Session", "busy", "told", "unknown_upload"]
@@ -44,11 +43,10 @@ class Session:
 class Lease:
     """The right to write to an upload, for one request: `claim`, then `async with`. It is renewed in the background."""
 
-    def __init__(self, pool: Pool, upload: Session, length: timedelta, *, metrics: RegistryMetrics) -> None:
-        self._pool = pool
+    def __init__(self, statements: Statements, upload: Session, length: timedelta) -> None:
+        self._statements = statements
         self._upload = upload
         self._length = length
-        self._metrics = metrics
         self._writer = secrets.token_hex(8)
         self._renewing: asyncio.Task[None] | None = None
         self._is_lost = False
@@ -58,10 +56,13 @@ class Lease:
 
     async def claim(self) -> UploadState | None:
         """What the upload has, and from now on nobody else adds to it; None if somebody else is doing so, or it has ended."""
-        self._metrics.statements.labels("claim_upload").inc()
-        state = await db.claim_upload(
-            self._pool, upload=self._upload.id, repository=self._upload.place.repository, subject=self._upload.place.grant.subject,
-            writer=self._writer, lease=self._length,
+        place = self._upload.place
+        state = await self._statements.run(
+            "claim_upload",
+            lambda connection: db.claim_upload(
+                connection, upload=self._upload.id, repository=place.repository, subject=place.grant.subject, writer=self._writer,
+                lease=self._length,
+            ),
         )  # fmt: skip
         self.is_over = state is None
         self.state = state or self.state
@@ -81,10 +82,12 @@ class Lease:
         """Let others write; the upload is what it was."""
         if self.is_over or self._is_lost:
             return
-        self._metrics.statements.labels("release_upload").inc()
         # Where the database is away the lease ends by itself.
         with contextlib.suppress(DatabaseUnavailable):
-            await db.release_upload(self._pool, upload=self._upload.id, writer=self._writer)
+            await self._statements.run(
+                "release_upload",
+                lambda connection: db.release_upload(connection, upload=self._upload.id, writer=self._writer),
+            )
 
     def check(self) -> None:
         """Raises RegistryError if the upload was cancelled, or is another's: nothing that is still received would count."""
@@ -93,9 +96,11 @@ class Lease:
 
     async def save(self, state: UploadState) -> None:
         """Make this what the upload has, and end the lease. Raises RegistryError 404 if the upload was cancelled meanwhile."""
-        self._metrics.statements.labels("save_upload").inc()
-        saved = await db.save_upload(
-            self._pool, state, upload=self._upload.id, writer=self._writer, old_tail_key=self.state.tail_key
+        saved = await self._statements.run(
+            "save_upload",
+            lambda connection: db.save_upload(
+                connection, state, upload=self._upload.id, writer=self._writer, old_tail_key=self.state.tail_key
+            ),
         )
         self.is_over = True
         if not saved:
@@ -104,10 +109,12 @@ class Lease:
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(self._length.total_seconds() / 3)
-            self._metrics.statements.labels("renew_upload").inc()
             try:
-                held = await db.renew_upload(
-                    self._pool, upload=self._upload.id, writer=self._writer, lease=self._length
+                held = await self._statements.run(
+                    "renew_upload",
+                    lambda connection: db.renew_upload(
+                        connection, upload=self._upload.id, writer=self._writer, lease=self._length
+                    ),
                 )
             except DatabaseUnavailable as error:
                 _log.info("a lease could not be renewed", upload=self._upload.id, error=error.message)

@@ -14,7 +14,7 @@ from entrepot.db.pool import Connection, Pool, translated
 from entrepot.errors import DatabaseUnavailable
 from entrepot_registry.metrics import RegistryMetrics
 
-__all__ = ["Statement"]
+__all__ = ["Statement", "Statements"]
 
 T = TypeVar("T")
 
@@ -50,3 +50,21 @@ class Statement:
             async with asyncio.timeout(self._timeout), self._pool.acquire() as connection:
                 self._count.inc()
                 return await work(connection)
+
+
+class Statements:
+    """Statements of one kind, by name."""
+
+    def __init__(self, pool: Pool, *, timeout: timedelta, metrics: RegistryMetrics) -> None:
+        self._pool = pool
+        self._timeout = timeout
+        self._metrics = metrics
+        self._by_name: dict[str, Statement] = {}
+
+    async def run(self, name: str, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """As `Statement.run`."""
+        statement = self._by_name.get(name)
+        if statement is None:
+            statement = Statement(self._pool, name, timeout=self._timeout, metrics=self._metrics)
+            self._by_name[name] = statement
+        return await statement.run(work)

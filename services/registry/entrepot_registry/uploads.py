@@ -36,7 +36,7 @@ from entrepot_registry.receiving import Stored, SumCache, read_again, receiving,
 from entrepot_registry.routes import Endpoint, Route
 from entrepot_registry.sessions import Lease, Session, busy, told, unknown_upload
 from entrepot_registry.settings import RegistrySettings
-from entrepot_registry.statements import Statement
+from entrepot_registry.statements import Statement, Statements
 from entrepot_registry.writing import Targets, WritablePlace, admit_writer, refused_write, writable_place
 
 __all__ = ["Uploads"]
@@ -51,13 +51,13 @@ class Uploads:
     def __init__(
         self, pool: Pool, store: BlobStore, guard: Guard, targets: Targets, *, settings: RegistrySettings, metrics: RegistryMetrics
     ) -> None:  # fmt: skip
-        self._pool = pool
         self._store = store
         self._guard = guard
         self._targets = targets
         self._settings = settings
         self._metrics = metrics
-        self._keys = KeyPool(pool, batch=settings.upload_keys, statements=metrics.statements)
+        self._statements = Statements(pool, timeout=settings.lookup_timeout, metrics=metrics)
+        self._keys = KeyPool(self._statements, batch=settings.upload_keys)
         self._storing = Statement(pool, "store_pushed_blob", timeout=settings.commit_timeout, metrics=metrics)
         self._mounting = Statement(pool, "mount_blob", timeout=settings.commit_timeout, metrics=metrics)
         self._sums = SumCache(settings.upload_hashes)
@@ -115,8 +115,12 @@ class Uploads:
         upload = Session(name, str(uuid.uuid4()), place)
         if digest is not None:
             return await self._push(call, upload, digest, is_session=False)
-        self._count("begin_upload")
-        await db.begin_upload(self._pool, upload=upload.id, repository=place.repository, subject=place.grant.subject)
+        await self._statements.run(
+            "begin_upload",
+            lambda connection: db.begin_upload(
+                connection, upload=upload.id, repository=place.repository, subject=place.grant.subject
+            ),
+        )
         return told(202, upload, 0)
 
     async def _mount(self, place: WritablePlace, digest: Digest, source: str | None) -> bool:
@@ -262,10 +266,13 @@ class Uploads:
         return web.Response(status=204)
 
     async def _end(self, upload: Session) -> bool:
-        self._count("cancel_upload")
         self._sums.drop(upload.id)
-        return await db.cancel_upload(
-            self._pool, upload=upload.id, repository=upload.place.repository, subject=upload.place.grant.subject
+        place = upload.place
+        return await self._statements.run(
+            "cancel_upload",
+            lambda connection: db.cancel_upload(
+                connection, upload=upload.id, repository=place.repository, subject=place.grant.subject
+            ),
         )
 
     # What they share
@@ -313,7 +320,7 @@ class Uploads:
         offset = found.state.offset if found.state is not None else 0
         if found.is_busy:
             raise busy(upload, offset)
-        lease = Lease(self._pool, upload, self._settings.upload_lease, metrics=self._metrics)
+        lease = Lease(self._statements, upload, self._settings.upload_lease)
         state = await lease.claim()
         if state is None or state.offset != offset:
             # Another request was quicker.
@@ -321,9 +328,6 @@ class Uploads:
             raise busy(upload, offset)
         async with lease:
             yield lease
-
-    def _count(self, statement: str) -> None:
-        self._metrics.statements.labels(statement).inc()
 
 
 def _query(call: Call) -> dict[str, str]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
 from entrepot.db.content import Change
 from entrepot.oci import media_types
-from tests import contents
+from entrepot.settings import S3Settings
+from tests import contents, services
+from tests.conftest import Database
 from tests.contents import Image, sha256
 from tests.integration.registry.conftest import Demo
 from tests.pushes import Pusher, pusher
@@ -161,3 +164,22 @@ async def test_pushing_and_deleting_at_once_ends_in_one_of_both(demo: Demo, clie
     )
     assert {row["in_latest"] for row in counters} == {0}
     assert all(row["in_any"] > 0 for row in counters)
+
+
+async def test_what_was_deleted_here_is_not_read_by_way_of_another_repository(
+    demo: Demo, client: Pusher, database: Database, s3: S3Settings, tmp_path: Path
+) -> None:
+    """The bytes stay for the other repository, in every cache: that gives nobody a way to them by this name."""
+    other = await contents.make_repository(demo.running.owner, name="other")
+    await contents.push(demo.running.owner, other, "latest", demo.image, s3=demo.running.store)
+    elsewhere = await pusher(demo.running, "r/demo/other")
+    async with services.running(database, s3, tmp_path / "keys") as second:
+        replicas = [client, Pusher(second.http, second.url, "demo/app", client.headers)]
+        digests = [f"manifests/{demo.image.digest}", *(f"blobs/{sha256(blob)}" for blob in demo.image.blobs)]
+        for replica in replicas:
+            assert [await replica.status("GET", path) for path in digests] == [200] * 4
+        assert (await client.ask("DELETE", f"manifests/{demo.image.digest}")).status == 202
+        for replica in replicas:
+            assert [await elsewhere.status("GET", path) for path in digests] == [200] * 4
+            for method in ("GET", "HEAD"):
+                assert [await replica.status(method, path) for path in digests] == [404] * 4

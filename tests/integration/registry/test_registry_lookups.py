@@ -7,8 +7,11 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from entrepot.db.content import Change, Commit
 from entrepot.settings import S3Settings
+from entrepot_registry import lookups
 from tests import contents, services
 from tests.conftest import Database
 from tests.contents import Image
@@ -157,6 +160,17 @@ async def test_what_requests_cost(demo: Demo) -> None:
     await running.request("GET", tag)
     await running.request("GET", "/v2/")
     assert await running.statements() == before, "a challenge costs nothing"
+
+
+async def test_lookups_go_on_while_their_plans_are_made_anew(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookups, "_PLAN_LIFE", -1.0)
+    path = "/v2/demo/app/manifests/latest"
+    before = await demo.running.statements()
+    for n in range(5):
+        image = contents.image(b"layer %d" % n)
+        await put(demo, "latest", image)
+        assert (await demo.running.head(path)).headers["Docker-Content-Digest"] == image.digest
+    assert await demo.running.statements() - before == 5
 
 
 async def test_concurrent_lookups_share_statements(demo: Demo) -> None:

@@ -240,6 +240,22 @@ async def test_what_is_no_valid_manifest_is_refused_and_nothing_is_kept(demo: De
     assert await demo.running.owner.fetchval("select count(*) from manifest") == 1
 
 
+async def test_bytes_never_change_their_type(demo: Demo, client: Pusher) -> None:
+    """CVE-2021-41190: the same bytes under another Content-Type, after they were stored."""
+    body = ACCEPTED["without mediaType"]
+    assert (await client.manifest(body, "new")).status == 201
+    for media_type in (
+        media_types.OCI_INDEX,
+        media_types.DOCKER_MANIFEST,
+        media_types.DOCKER_MANIFEST_LIST,
+        "text/html",
+    ):
+        for reference in ("new", "other", sha256(body)):
+            assert (await client.manifest(body, reference, media_type=media_type)).code == "MANIFEST_INVALID"
+    assert await is_served(client, "new", body)
+    assert await latest(demo.running) == 2
+
+
 async def test_missing_blobs_are_named(demo: Demo, client: Pusher) -> None:
     layers = [descriptor(data, media_types.OCI_LAYER) for data in (b"absent 2", LAYER, b"absent 1")]
     got = await client.manifest(image_document(layers=layers), "new")

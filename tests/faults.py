@@ -75,7 +75,8 @@ class FaultyS3:
         if "Expect" in request.headers:
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0
-        body = await request.read()
+        # Not read(), which has a limit of its own.
+        body = b"".join([chunk async for chunk in request.content.iter_any()])
         if fault is Fault.RESET:
             return _reset(request)
         if fault is Fault.SLOW_DOWN:

@@ -297,7 +297,7 @@ async def test_every_pushing_request_is_told_that_this_is_a_mirror(demo: Demo) -
     headers = await demo.running.granted()
     for method, path in [
         ("POST", "/v2/demo/app/blobs/uploads/"),
-        ("POST", f"/v2/demo/app/blobs/uploads/?mount={digest}&from=a"),
+        ("POST", f"/v2/demo/app/blobs/uploads/?mount={digest}&from=demo/app"),
         ("PATCH", "/v2/demo/app/blobs/uploads/123"),
         ("PUT", f"/v2/demo/app/blobs/uploads/123?digest={digest}"),
         ("DELETE", "/v2/demo/app/blobs/uploads/123"),
@@ -307,7 +307,7 @@ async def test_every_pushing_request_is_told_that_this_is_a_mirror(demo: Demo) -
         ("DELETE", f"/v2/demo/app/blobs/{digest}"),
     ]:
         got = await demo.running.request(method, path, headers=headers, data=b"x" * 100_000)
-        assert (got.status, got.code, got.headers["Allow"]) == (405, "UNSUPPORTED", "GET, HEAD")
+        assert (got.status, got.code, got.headers.get("Allow")) == (405, "UNSUPPORTED", "GET, HEAD"), (method, path)
         assert "mirror" in got.json()["errors"][0]["message"]
     assert (await demo.running.get("/v2/demo/app/manifests/latest")).status == 200
 

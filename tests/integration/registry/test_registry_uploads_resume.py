@@ -258,3 +258,45 @@ async def test_an_upload_whose_bytes_are_gone_is_unknown(demo: Demo) -> None:
         if row["tail_key"]:
             await demo.running.store.delete([row["tail_key"]])
         assert outcome(await client.patch(location, data[size:])) == (404, "BLOB_UPLOAD_UNKNOWN")
+
+
+async def test_a_hanging_database_is_503_within_the_limit_and_the_upload_goes_on(demo: Demo) -> None:
+    client = await pushes.pusher(demo.running)
+    location = await client.begin()
+    assert (await client.patch(location, b"before")).status == 202
+    owner = demo.running.owner
+    async with owner.transaction():
+        await owner.execute("lock table upload in access exclusive mode")
+        for method, path in (
+            ("POST", "blobs/uploads/"), ("PATCH", location), ("GET", location), ("DELETE", location),
+            ("PUT", f"{location}?digest={digest_of(b'before')}"),
+        ):  # fmt: skip
+            async with asyncio.timeout(5):
+                assert outcome(await client.ask(method, path, data=b"x")) == (503, "UNAVAILABLE")
+    assert (await client.finish(location, digest_of(b"before"))).status == 201
+
+
+async def test_an_object_that_was_given_up_meanwhile_is_never_pointed_at(
+    database: Database, s3: S3Settings, tmp_path: Path
+) -> None:
+    """As the keeper does with what was begun long ago."""
+    async with services.running(database, s3, tmp_path / "keys", upload_keys=1) as started:
+        await fill(started)
+        client = await pushes.pusher(started)
+        data = os.urandom(MIB)
+        location = await client.begin()
+        stream = Slowly()
+        stream.send(data[:1000])
+        put = asyncio.create_task(client.ask("PUT", f"{location}?digest={digest_of(data)}", data=stream))
+        await until(lambda: _has_a_key(started))
+        await started.owner.execute("update object set delete_after = now() where owner like 'registry/%'")
+        stream.send(data[1000:])
+        stream.end()
+        assert outcome(await put) == (503, "UNAVAILABLE")
+        assert (await client.ask("HEAD", f"blobs/{digest_of(data)}")).status == 404
+        assert (await client.finish(location, digest_of(data), data)).status == 201
+        assert await served(client, data)
+
+
+async def _has_a_key(running: Running) -> bool:
+    return bool(await running.owner.fetchval("select exists (select from object where owner like 'registry/%')"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -88,7 +89,7 @@ class FaultyS3:
             request.method,
             url,
             headers=headers,
-            data=body or None,
+            data=io.BytesIO(body) if body else None,
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
         ) as got:
             data = await got.read()

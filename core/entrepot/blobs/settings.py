@@ -53,6 +53,10 @@ class BufferSettings(Settings):
         """Bytes of a part, the first being number 0: more towards the end, and never more than half of the budget."""
         return min(self.part_size << (number // _PARTS_PER_SIZE), max(self.part_size, self.budget // 2))
 
+    def smallest_part(self, number: int) -> int:
+        """Bytes that are worth a part when a client pauses: S3's least, and more towards the end, or small chunks would use all parts up."""
+        return min(MIN_PART << (number // _PARTS_PER_SIZE), self.size_of_part(number))
+
     @property
     def largest_object(self) -> int:
         """Bytes that all parts together hold."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from entrepot.blobs.budget import ByteBudget
 from entrepot.blobs.failures import BuffersFull, translated
-from entrepot.blobs.settings import MAX_PARTS, MIN_PART, BufferSettings
+from entrepot.blobs.settings import MAX_PARTS, BufferSettings
 from entrepot.errors import StorageUnavailable
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Upload:
         """
         if self._upload_id is None:
             return None
-        if self._buffer is not None and (is_last or self._buffer.tell() >= MIN_PART):
+        if self._buffer is not None and (is_last or self._buffer.tell() >= self._buffers.smallest_part(self._number)):
             await self._flush(self._buffer)
         while self._sending:
             await self._wait_for_a_part()

@@ -10,6 +10,7 @@ import uvloop
 
 from entrepot import logs
 from entrepot.blobs.settings import BufferSettings
+from entrepot.memory import return_large_buffers
 from entrepot.settings import DatabaseSettings, S3Settings, SettingInvalid, load
 from entrepot.web.settings import WebSettings
 from entrepot.web.traces import TracesSettings
@@ -25,6 +26,7 @@ async def _run(
     from entrepot.web.service import until_told_to_stop  # noqa: PLC0415
     from entrepot_registry.app import open_registry  # noqa: PLC0415
 
+    return_large_buffers()
     if worker is not None:
         follow_supervisor()
     async with open_registry(

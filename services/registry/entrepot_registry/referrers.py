@@ -44,6 +44,9 @@ class Referrers:
         types = [text for text in query.getall("artifactType", ()) if text]
         if len(types) > _MAX_TYPES:
             raise RegistryError(400, "UNSUPPORTED", f"at most {_MAX_TYPES} types can be asked for")
+        if any("\0" in text for text in types):
+            # PostgreSQL's text holds none, and no manifest that was taken does.
+            raise RegistryError(400, "UNSUPPORTED", "an artifact type holds no NUL character")
         last = str(Digest.parse(query["last"])) if query.get("last") else ""
         grant = await self._guard.identify(call, name=name)
         page = await self._find.run(

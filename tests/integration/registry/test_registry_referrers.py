@@ -99,6 +99,7 @@ async def test_the_filter_says_that_it_was_applied(demo: Demo, client: Pusher) -
     assert "OCI-Filters-Applied" not in unfiltered.headers
     assert len(unfiltered.json()["manifests"]) == 2
     assert await client.status("GET", f"referrers/{demo.image.digest}?" + "&".join(["artifactType=a"] * 17)) == 400
+    assert await client.status("GET", f"referrers/{demo.image.digest}?artifactType=a%00") == 400
 
 
 async def test_pages_by_number_and_by_bytes(demo: Demo, client: Pusher, database: Any, s3: Any, tmp_path: Any) -> None:

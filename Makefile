@@ -49,8 +49,9 @@ bench: setup ## side by side with peers; prints tables
 	$(PYTHON) -m bench.sync
 	$(PYTHON) -m bench.registry
 
-soak: setup ## memory of the registry under 32 uploads of 1 GB at once; needs up to 64 GB of disk for a while
+soak: setup ## memory of the registry under 32 uploads of 1 GB at once, with up to 64 GB of disk for a while; then ten minutes of fuzzing
 	$(PYTHON) -m bench.soak
+	$(PYTHON) -m tests.fuzz --seconds 60
 
 demo: ## from nothing to a pod that runs from a mirrored image
 	@hack/demo

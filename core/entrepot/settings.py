@@ -45,7 +45,7 @@ class DatabaseSettings(Settings):
     password: str = dataclasses.field(default="", repr=False)
     """The role's password."""
 
-    pool_size: int = 10
+    pool_size: int = 16
     """Connections a process keeps at most."""
 
     connect_timeout: timedelta = timedelta(seconds=5)

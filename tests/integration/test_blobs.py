@@ -13,9 +13,11 @@ import pytest
 
 from entrepot.blobs.budget import ByteBudget
 from entrepot.blobs.failures import BuffersFull
+from entrepot.blobs.settings import MAX_PARTS
 from entrepot.blobs.store import BlobStore, BufferSettings, ObjectMissing, open_store
 from entrepot.errors import StorageUnavailable
 from entrepot.settings import S3Settings
+from entrepot_registry.settings import RegistrySettings
 from tests.servers import ObjectStore, free_port
 
 MIB = 1024 * 1024
@@ -145,6 +147,36 @@ async def test_a_budget_is_served_in_order_and_survives_cancelling() -> None:
     assert budget.free == 10
     await budget.take(100)
     assert budget.free == 0
+
+
+async def test_who_gives_back_while_somebody_gives_up_waiting_disturbs_neither() -> None:
+    budget = ByteBudget(10)
+    await budget.take(10)
+    waiting = asyncio.create_task(budget.take(5))
+    await asyncio.sleep(0)
+    assert budget.is_short
+    waiting.cancel()
+    budget.give(10)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert not budget.is_short
+    assert budget.free == 10
+
+
+def test_chunks_that_are_just_a_part_do_not_use_all_parts_up() -> None:
+    settings = BufferSettings()
+    assert settings.smallest_part(0) == 5 * MIB
+    assert all(settings.smallest_part(number) <= settings.size_of_part(number) for number in range(MAX_PARTS))
+    assert sum(map(settings.smallest_part, range(MAX_PARTS))) > RegistrySettings().max_blob_size
+
+
+async def test_what_is_small_and_says_so_needs_no_room(s3: S3Settings) -> None:
+    async with open_store(s3, BufferSettings(part_size=5 * MIB, budget=10 * MIB)) as store:
+        async with store.budget.hold(store.budget.total), store.multipart("blobs/a", size=1000) as upload:
+            await upload.write(b"x" * 1000)
+            await upload.complete()
+        assert await store.size("blobs/a") == 1000
+        assert store.budget.free == store.budget.total
 
 
 async def test_an_upload_of_which_only_the_key_is_known_can_be_dropped(

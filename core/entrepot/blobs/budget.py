@@ -34,6 +34,11 @@ class ByteBudget:
         """Bytes that nobody holds."""
         return self._free
 
+    @property
+    def is_short(self) -> bool:
+        """Whether somebody waits."""
+        return bool(self._waiting)
+
     async def take(self, size: int) -> None:
         """Wait until `size` bytes are free, and hold them. More than the whole budget counts as the whole budget."""
         size = min(size, self._total)
@@ -49,7 +54,9 @@ class ByteBudget:
             if turn.done() and not turn.cancelled():
                 self.give(size)
             else:
-                self._waiting.remove((size, turn))
+                # Who gave something back since then has passed it over already.
+                with contextlib.suppress(ValueError):
+                    self._waiting.remove((size, turn))
                 self._serve()
             raise
 

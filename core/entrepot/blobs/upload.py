@@ -23,6 +23,8 @@ __all__ = ["Multipart", "Upload", "checksum", "complete_parts"]
 
 _PATIENCE = 5
 """Seconds that parts on their way may take when their upload is given up."""
+_SMALL = 64 * 1024
+"""Bytes that need no room in the budget: an image's config does not wait for layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +161,7 @@ class Upload:
         size = self._part_size()
         try:
             async with asyncio.timeout(self._buffers.patience.total_seconds()):
-                await self._budget.take(size)
+                await self._budget.take(_room(size))
         except TimeoutError as error:
             raise BuffersFull("there was no room in the buffers for long") from error
         self._reserved = size
@@ -210,7 +212,7 @@ class Upload:
             # A thread may still be looking at it, when this is cancelled.
             with contextlib.suppress(BufferError):
                 buffer.close()
-            self._budget.give(reserved)
+            self._budget.give(_room(reserved))
 
     async def _wait_for_a_part(self) -> None:
         done, self._sending = await asyncio.wait(self._sending, return_when=asyncio.FIRST_COMPLETED)
@@ -227,7 +229,7 @@ class Upload:
 
     def _drop_buffer(self) -> None:
         if self._buffer is not None:
-            self._budget.give(self._reserved)
+            self._budget.give(_room(self._reserved))
             self._buffer, self._reserved = None, 0
 
 
@@ -241,6 +243,11 @@ async def complete_parts(client: S3Client, bucket: str, key: str, *, made: Multi
             UploadId=made.upload_id,
             MultipartUpload={"Parts": parts},  # type: ignore[typeddict-item]
         )
+
+
+def _room(size: int) -> int:
+    """What a buffer of this size takes of the budget."""
+    return size if size > _SMALL else 0
 
 
 def checksum(hexadecimal: str) -> str:

@@ -280,7 +280,10 @@ class Uploads:
     def _body(self, call: Call, state: UploadState, expected: int | None) -> Body:
         limit = max(0, self._settings.max_blob_size - state.offset)
         patience = self._settings.upload_timeout.total_seconds()
-        body = Body(call, limit=limit, patience=patience, pace=self._settings.upload_pace)
+        body = Body(
+            call, limit=limit, patience=patience, pace=self._settings.upload_pace,
+            is_awaited=lambda: self._store.budget.is_short,
+        )  # fmt: skip
         if expected is not None and body.length is not None and body.length != expected:
             raise _wrong_length(expected)
         return body

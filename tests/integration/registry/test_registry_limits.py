@@ -15,12 +15,14 @@ from typing import Any
 import aiohttp
 import pytest
 
+from entrepot.blobs.store import BufferSettings
 from entrepot.settings import S3Settings
+from entrepot_registry import bodies
 from tests import services
 from tests.conftest import Database
 from tests.integration.registry.conftest import Demo, fill
 from tests.processes import Processes, process
-from tests.pushes import digest_of
+from tests.pushes import digest_of, pusher
 from tests.services import Running, raw, until
 
 pytestmark = pytest.mark.allow_blocking
@@ -124,6 +126,31 @@ async def test_a_blob_that_comes_byte_by_byte_is_cut_off_and_a_slow_one_is_not(
                 await asyncio.wait([answering], timeout=0.2)
             assert (await answering).startswith(f"HTTP/1.1 {expected} ".encode())
             writer.close()
+
+
+async def test_idle_uploads_do_not_keep_their_room_while_others_wait(
+    running: Running, demo: Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bodies, "_HURRY", 0.2)
+    client = await pusher(running)
+    held = BufferSettings().budget
+    heads = [f"PATCH {await client.begin()} HTTP/1.1" for _ in range(held // BufferSettings().part_size)]
+    idle = [await asyncio.open_connection("127.0.0.1", running.registry.port) for _ in heads]
+    for (_, writer), head in zip(idle, heads, strict=True):
+        token = client.headers["Authorization"]
+        writer.write(
+            f"{head}\r\nHost: a\r\nAuthorization: {token}\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n".encode()
+        )
+
+    async def is_full() -> bool:
+        return await running.metric("entrepot_registry_buffer_bytes") == held
+
+    await until(is_full)
+    async with asyncio.timeout(20):
+        assert (await client.blob(b"d" * 100 * KIB)).status == 201
+        assert (await idle[0][0].readline()).startswith(b"HTTP/1.1 408 ")
+    for _, writer in idle:
+        writer.close()
 
 
 async def test_a_flood_of_pipelined_requests_takes_no_memory(

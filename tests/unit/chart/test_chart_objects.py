@@ -301,7 +301,7 @@ def test_all_parts_together_leave_connections_to_postgresql_free() -> None:
         elif component in replicas:
             # One more while pods are replaced; never two operators.
             most += (replicas[component] + (component != "operator")) * int(pool)
-    assert most == 172, "the comment in values.yaml has the sum"
+    assert most == 214, "the comment in values.yaml has the sum"
     # Three are the superuser's; some for the set-up and for people.
     assert most <= int(values["database"]["embedded"]["parameters"]["max_connections"]) - 20
 

@@ -10,7 +10,7 @@ import aiohttp
 from aiohttp import web
 from prometheus_client import Counter
 
-from entrepot.blobs.store import BufferSettings, open_store
+from entrepot.blobs.store import BlobStore, BufferSettings, open_store
 from entrepot.db.pool import REQUIRED_SCHEMA, Pool, open_pool, schema_is_ready
 from entrepot.errors import RegistryError
 from entrepot.oci.errors import GrammarError
@@ -187,38 +187,9 @@ async def open_registry(
             settings=web_settings,
             metrics=metrics,
         )
-        targets = await stack.enter_async_context(open_targets(pool, settings, metrics=metrics))
-        writes = await stack.enter_async_context(
-            ManifestWrites(pool, guard, targets=targets, settings=settings, metrics=metrics)
+        endpoints = await _open_endpoints(
+            stack, pool, store, guard, settings=settings, web_settings=web_settings, metrics=metrics
         )
-        manifests = await stack.enter_async_context(
-            Manifests(pool, guard, writes=writes, settings=settings, metrics=metrics)
-        )
-        blobs = await stack.enter_async_context(
-            Blobs(
-                pool,
-                store,
-                guard,
-                targets,
-                settings=settings,
-                metrics=metrics,
-                write_timeout=web_settings.write_timeout.total_seconds(),
-            )
-        )
-        uploads = await stack.enter_async_context(
-            Uploads(pool, store, guard, targets, settings=settings, metrics=metrics)
-        )
-        endpoints: dict[Endpoint, Answering] = {
-            Endpoint.UPLOADS: uploads,
-            Endpoint.UPLOAD: uploads,
-            Endpoint.MANIFEST: manifests,
-            Endpoint.BLOB: blobs,
-            Endpoint.TAGS: Tags(pool, guard, settings=settings, metrics=metrics),
-            Endpoint.REFERRERS: Referrers(pool, guard, settings=settings, metrics=metrics),
-            Endpoint.SIGNATURES: Signatures(pool, guard, targets, settings=settings, metrics=metrics),
-            Endpoint.CATALOG: Catalog(pool, guard, settings=settings, metrics=metrics),
-            **dict.fromkeys(BROWSED, Browse(pool, guard, settings=settings, metrics=metrics)),
-        }
         proxy = TokenProxy(token_service, rule=rule)
         app = App(
             guard=guard, endpoints=endpoints, token=proxy, readiness=readiness, pushes=metrics.pushes, limit=limit
@@ -236,6 +207,36 @@ async def open_registry(
                 worker=worker,
             )
         )
+
+
+async def _open_endpoints(
+    stack: AsyncExitStack, pool: Pool, store: BlobStore, guard: Guard, *, settings: RegistrySettings,
+    web_settings: WebSettings, metrics: RegistryMetrics,
+) -> dict[Endpoint, Answering]:  # fmt: skip
+    """What answers where; the stack closes it."""
+    targets = await stack.enter_async_context(open_targets(pool, settings, metrics=metrics))
+    writes = await stack.enter_async_context(
+        ManifestWrites(pool, guard, targets=targets, settings=settings, metrics=metrics)
+    )
+    manifests = await stack.enter_async_context(
+        Manifests(pool, guard, writes=writes, settings=settings, metrics=metrics)
+    )
+    write_timeout = web_settings.write_timeout.total_seconds()
+    blobs = await stack.enter_async_context(
+        Blobs(pool, store, guard, targets, settings=settings, metrics=metrics, write_timeout=write_timeout)
+    )
+    uploads = await stack.enter_async_context(Uploads(pool, store, guard, targets, settings=settings, metrics=metrics))
+    return {
+        Endpoint.UPLOADS: uploads,
+        Endpoint.UPLOAD: uploads,
+        Endpoint.MANIFEST: manifests,
+        Endpoint.BLOB: blobs,
+        Endpoint.TAGS: Tags(pool, guard, settings=settings, metrics=metrics),
+        Endpoint.REFERRERS: Referrers(pool, guard, settings=settings, metrics=metrics),
+        Endpoint.SIGNATURES: Signatures(pool, guard, targets, settings=settings, metrics=metrics),
+        Endpoint.CATALOG: Catalog(pool, guard, settings=settings, metrics=metrics),
+        **dict.fromkeys(BROWSED, Browse(pool, guard, settings=settings, metrics=metrics)),
+    }
 
 
 def _rate_limit(settings: RegistrySettings, metrics: RegistryMetrics) -> RateLimit | None:

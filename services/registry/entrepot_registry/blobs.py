@@ -70,11 +70,13 @@ class Blobs:
         self._write_timeout = write_timeout
         self._metrics = metrics
         self._lookups: Batcher[BlobQuery, FoundBlob] = Batcher(
-            pool, lambda connection, asked: find_blobs(connection, asked, grace=self._grace, fresh=settings.gc_grace / 4),
-            connections=settings.lookup_connections, size=settings.lookup_batch, timeout=settings.lookup_timeout.total_seconds(),
-            statements=metrics.statements.labels("find_blobs"), questions=metrics.questions.labels("find_blobs"),
-            trace=metrics.timings.lookup("find_blobs"),
-        )  # fmt: skip
+            pool,
+            "find_blobs",
+            lambda connection, asked: find_blobs(connection, asked, grace=self._grace, fresh=settings.gc_grace / 4),
+            settings=settings,
+            metrics=metrics,
+            connections=settings.lookup_connections,
+        )
 
     async def __aenter__(self) -> Blobs:
         await self._lookups.__aenter__()

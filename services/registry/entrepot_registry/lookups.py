@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import asyncpg
-from prometheus_client import Counter
 
 from entrepot.db.pool import Connection, Pool, translated
 from entrepot.errors import DatabaseUnavailable, RegistryError
+from entrepot_registry.metrics import RegistryMetrics
+from entrepot_registry.settings import RegistrySettings
 
 __all__ = ["Batcher"]
 
@@ -50,17 +51,18 @@ class Batcher(Generic[Q, A]):
     """
 
     def __init__(
-        self, pool: Pool, find: Callable[[Connection, Sequence[Q]], Awaitable[Sequence[A]]], *, connections: int, size: int,
-        timeout: float, statements: Counter, questions: Counter, trace: Callable[[float], None] | None = None,
+        self, pool: Pool, name: str, find: Callable[[Connection, Sequence[Q]], Awaitable[Sequence[A]]], *,
+        settings: RegistrySettings, metrics: RegistryMetrics, connections: int = 1, size: int | None = None,
     ) -> None:  # fmt: skip
+        """`name` is the statement's, for metrics and traces; `size` the questions that share it at most, if fewer than others have."""
         self._pool = pool
         self._find = find
         self._connections = connections
-        self._size = size
-        self._timeout = timeout
-        self._statements = statements
-        self._questions = questions
-        self._trace = trace
+        self._size = min(size or settings.lookup_batch, settings.lookup_batch)
+        self._timeout = settings.lookup_timeout.total_seconds()
+        self._statements = metrics.statements.labels(name)
+        self._questions = metrics.questions.labels(name)
+        self._trace = metrics.timings.lookup(name)
         self._waiting: deque[tuple[Q, asyncio.Future[A]]] = deque()
         self._arrived = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []

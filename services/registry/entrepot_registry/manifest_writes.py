@@ -47,10 +47,8 @@ class ManifestWrites:
         self._settings = settings
         self._budget = ByteBudget(max(settings.manifest_budget, settings.manifest_size))
         self._pushes: Batcher[PushQuery, FoundPush] = Batcher(
-            pool, find_pushes, connections=1, size=settings.lookup_batch, timeout=settings.lookup_timeout.total_seconds(),
-            statements=metrics.statements.labels("find_pushes"), questions=metrics.questions.labels("find_pushes"),
-            trace=metrics.timings.lookup("find_pushes"),
-        )  # fmt: skip
+            pool, "find_pushes", find_pushes, settings=settings, metrics=metrics
+        )
         self._push = Statement(pool, "push_manifest", timeout=settings.commit_timeout, metrics=metrics)
         self._remove = Statement(pool, "delete_manifest", timeout=settings.commit_timeout, metrics=metrics)
 

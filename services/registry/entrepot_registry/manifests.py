@@ -16,6 +16,7 @@ from entrepot.db.pool import Pool
 from entrepot.db.registry import FoundManifest, ManifestQuery, find_manifests, manifest_bodies
 from entrepot.errors import RegistryError
 from entrepot.oci.digest import Digest
+from entrepot.oci.reference import TagInvalid
 from entrepot.web.answers import Answer
 from entrepot.web.calls import Call
 from entrepot_registry.access import Guard
@@ -50,19 +51,18 @@ class Manifests:
         self._bodies: LRUCache[str, bytes] = LRUCache(
             settings.manifest_cache, getsizeof=lambda body: len(body) + _ENTRY_OVERHEAD
         )
-        timeout = settings.lookup_timeout.total_seconds()
         self._lookups: Batcher[ManifestQuery, FoundManifest] = Batcher(
-            pool, lambda connection, asked: find_manifests(connection, asked, grace=self._grace, fresh=settings.gc_grace / 4),
-            connections=settings.lookup_connections, size=settings.lookup_batch, timeout=timeout,
-            statements=metrics.statements.labels("find_manifests"), questions=metrics.questions.labels("find_manifests"),
-            trace=metrics.timings.lookup("find_manifests"),
-        )  # fmt: skip
+            pool,
+            "find_manifests",
+            lambda connection, asked: find_manifests(connection, asked, grace=self._grace, fresh=settings.gc_grace / 4),
+            settings=settings,
+            metrics=metrics,
+            connections=settings.lookup_connections,
+        )
         # A batch of manifests of up to 4 MiB each must not be a gigabyte.
         self._contents: Batcher[str, bytes | None] = Batcher(
-            pool, manifest_bodies, connections=1, size=min(8, settings.lookup_batch), timeout=timeout,
-            statements=metrics.statements.labels("manifest_bodies"), questions=metrics.questions.labels("manifest_bodies"),
-            trace=metrics.timings.lookup("manifest_bodies"),
-        )  # fmt: skip
+            pool, "manifest_bodies", manifest_bodies, settings=settings, metrics=metrics, size=8
+        )
 
     async def __aenter__(self) -> Manifests:
         await self._lookups.__aenter__()
@@ -80,7 +80,11 @@ class Manifests:
         if call.method == "DELETE":
             return await self._writes.delete(call, route)
         name = route.name or ""
-        reference = route.tag_or_digest
+        try:
+            reference = route.tag_or_digest
+        except TagInvalid as error:
+            # Nothing can be tagged like that, so it is not there: what older versions of the specification's own tests expect.
+            raise RegistryError(404, "MANIFEST_UNKNOWN", str(error), detail={"name": name}) from error
         grant = await self._guard.identify(call, name=name)
         digest = str(reference) if isinstance(reference, Digest) else None
         found = await self._lookups.ask(

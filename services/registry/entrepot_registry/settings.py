@@ -14,6 +14,8 @@ __all__ = ["ALGORITHMS", "RegistrySettings"]
 ALGORITHMS = frozenset({"ES256", "RS256", "PS256"})
 """Signatures a token may have; never a symmetric one, for which the public key would be the secret."""
 
+_LONGEST_LINK = timedelta(minutes=20)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RegistrySettings(Settings):
@@ -113,7 +115,7 @@ class RegistrySettings(Settings):
     """Whether blobs in S3 are answered with a redirect to a link there; a Distribution's spec.redirect decides for itself."""
 
     redirect_ttl: timedelta = timedelta(minutes=5)
-    """How long such a link is good."""
+    """How long such a link is good; at most 20m, since whoever gets hold of it may read the blob."""
 
     max_blob_size: int = 100 * 1024 * 1024 * 1024
     """Bytes of a blob at most; a larger one gets 413."""
@@ -199,6 +201,8 @@ class RegistrySettings(Settings):
                     raise SettingInvalid(f"{self.prefix}{variable}: {error}") from error
         if len(self.warning) > 2000 or not (self.warning.isascii() and self.warning.isprintable()):
             raise SettingInvalid(f"{self.prefix}WARNING takes up to 2000 characters of printable ASCII")
+        if not timedelta() < self.redirect_ttl <= _LONGEST_LINK:
+            raise SettingInvalid(f"{self.prefix}REDIRECT_TTL must be more than 0 and at most 20m")
         if not self.external_urls:
             raise SettingInvalid(f"{self.prefix}EXTERNAL_URLS needs at least one address")
         for name in (

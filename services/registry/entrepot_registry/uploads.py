@@ -63,10 +63,8 @@ class Uploads:
         self._sums = SumCache(settings.upload_hashes)
         self._receiving = 0
         self._lookups: Batcher[UploadQuery, FoundUpload] = Batcher(
-            pool, db.find_uploads, connections=1, size=settings.lookup_batch, timeout=settings.lookup_timeout.total_seconds(),
-            statements=metrics.statements.labels("find_uploads"), questions=metrics.questions.labels("find_uploads"),
-            trace=metrics.timings.lookup("find_uploads"),
-        )  # fmt: skip
+            pool, "find_uploads", db.find_uploads, settings=settings, metrics=metrics
+        )
 
     async def __aenter__(self) -> Uploads:
         await self._lookups.__aenter__()

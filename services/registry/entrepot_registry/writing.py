@@ -40,11 +40,7 @@ class WritablePlace:
 
 def open_targets(pool: Pool, settings: RegistrySettings, *, metrics: RegistryMetrics) -> Targets:
     """To be opened with `async with`, once a process."""
-    return Batcher(
-        pool, find_targets, connections=1, size=settings.lookup_batch, timeout=settings.lookup_timeout.total_seconds(),
-        statements=metrics.statements.labels("find_targets"), questions=metrics.questions.labels("find_targets"),
-            trace=metrics.timings.lookup("find_targets"),
-    )  # fmt: skip
+    return Batcher(pool, "find_targets", find_targets, settings=settings, metrics=metrics)
 
 
 async def writable_place(

@@ -105,7 +105,14 @@ class App:
         given = {grant.place.name for grant in granted}
         refused = [name for name in request.scopes if name not in given]
         claims = make_claims(
-            subject, granted, refused=refused, readable=readable, catalog=catalog, service=settings.service_id, now=now, lifetime=lifetime
+            subject,
+            granted,
+            refused=refused,
+            readable=readable,
+            catalog=catalog,
+            service=settings.service_id,
+            now=now,
+            lifetime=lifetime,
         )
         token = self._keys.sign(claims)
         self._metrics.issued.labels("anonymous" if subject.is_anonymous else "identified").inc()

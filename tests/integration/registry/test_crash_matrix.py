@@ -141,7 +141,7 @@ class Matrix:
         # On a busy machine all of them take longer than a token lives.
         self.token.update(await signed(self.owner, self.keys, {"demo/app": ("pull", "push", "delete")}))
         await self.renew()
-        request, again = await prepare()
+        request, _ = await prepare()
         recorded = await request({"X-Crash": "record"})
         assert recorded.status in {201, 202}, recorded.body
         died = missed = 0

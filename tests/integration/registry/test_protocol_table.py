@@ -110,7 +110,10 @@ async def test_2_3_what_is_not_there_is_404_and_what_is_no_digest_is_400(one: Pu
             assert await one.status("HEAD", f"{kind}/{absent}") == 404
             bad = await one.ask("GET", f"{kind}/sha256:baddigeststring")
             assert (bad.status, bad.code) == (400, "DIGEST_INVALID")
-    assert (await one.ask("GET", "manifests/absent")).code == "MANIFEST_UNKNOWN"
+    # What cannot be a tag is not there either; only who would make it one is told that it cannot be.
+    for reference in ("absent", ".not-a-tag", "x" * 129):
+        assert await one.status("HEAD", f"manifests/{reference}") == 404
+        assert (await one.ask("GET", f"manifests/{reference}")).code == "MANIFEST_UNKNOWN"
 
 
 # 3, 7a: a manifest

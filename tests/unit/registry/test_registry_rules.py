@@ -194,6 +194,8 @@ def test_settings_are_read_and_judged() -> None:
         ("ENTREPOT_TOKEN_URL", "token:5001"),
         ("ENTREPOT_LOOKUP_BATCH", "0"),
         ("ENTREPOT_PULL_GRACE", "soon"),
+        ("ENTREPOT_REDIRECT_TTL", "21m"),
+        ("ENTREPOT_REDIRECT_TTL", "0s"),
     ]:
         with pytest.raises(SettingInvalid, match=variable):
             load(RegistrySettings, {variable: value})

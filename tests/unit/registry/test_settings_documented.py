@@ -23,7 +23,11 @@ DOCUMENTS = Path(__file__).parents[3] / "docs"
         (WebSettings, "registry.md", "Both services:"),
         (RegistrySettings, "registry.md", "Registry:"),
         (TokenSettings, "registry.md", "Token service:"),
-        (TracesSettings, "observability.md", "With `ENTREPOT_TRACES_ENDPOINT` the registry sends OpenTelemetry traces by OTLP over HTTP:"),
+        (
+            TracesSettings,
+            "observability.md",
+            "With `ENTREPOT_TRACES_ENDPOINT` the registry sends OpenTelemetry traces by OTLP over HTTP:",
+        ),
     ],
 )
 def test_documented_settings_are_the_ones_that_are_read(settings: type[Settings], document: str, heading: str) -> None:

@@ -81,15 +81,11 @@ with found as (
     select b.id, b.size
     from blob b
     join repository_blob l on l.blob = b.id
-    join lateral (
-        -- A name is found by index; only who names none has the places of a blob looked for.
-        select * from place_of(:source::text)
-        union all
-        select * from place p where :source::text is null
-    ) d on d.repository = l.repository
+    join place d on d.repository = l.repository
     where b.digest = :digest
         and b.stored_at is not null
         and b.quarantined_at is null
+        and (:source::text is null or d.name = :source)
         and (
             d.access = 'Public'
             or (d.resource = 'distributions' and d.namespace = any (:namespaces::text[]))

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 import structlog
 
 from entrepot.db.uploads import give_up_object, open_multipart, reserve_keys
-from entrepot.errors import DatabaseUnavailable, RegistryError
+from entrepot.errors import DatabaseUnavailable, RegistryError, StorageUnavailable
 from entrepot_registry.statements import Statements
 
 __all__ = ["KeyPool", "LentKey"]
@@ -66,6 +66,10 @@ class KeyPool:
         key = await self._take()
         try:
             yield key
+        except (StorageUnavailable, asyncio.CancelledError):
+            # S3 may have begun something whose answer did not come.
+            key.is_used = True
+            raise
         finally:
             if not key.is_used:
                 self._keys.appendleft(key)

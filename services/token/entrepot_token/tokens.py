@@ -24,7 +24,7 @@ from entrepot_token.rights import Catalog
 __all__ = ["Granted", "make_claims", "timestamp"]
 
 
-_MAX_REFUSED: Final = 8
+_MAX_REFUSED: Final = 32
 """A token travels in a header."""
 
 

@@ -48,7 +48,9 @@ async def test_abandoned_and_cancelled_uploads_leave_nothing_and_finished_ones_a
         assert answer.status == 201, answer.body
         assert await ward.open_multiparts() > 0
         await ward.owner.execute("update upload set touched_at = now() - interval '25 hours'")
-        await ward.owner.execute("update object set created_at = now() - interval '49 hours'")
+        await ward.owner.execute(
+            "update object set created_at = now() - interval '49 hours', delete_after = delete_after - interval '49 hours'"
+        )
         await ward.round()
         for path in (abandoned, small, cancelled):
             answer = await running.request("GET", path, headers=headers)

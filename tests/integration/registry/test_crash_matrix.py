@@ -121,7 +121,9 @@ class Matrix:
         await self.owner.execute(
             "update upload set touched_at = now() - interval '1 year', writer_until = null, writer = null"
         )
-        await self.owner.execute("update object set created_at = now() - interval '1 year'")
+        await self.owner.execute(
+            "update object set created_at = now() - interval '1 year', delete_after = delete_after - interval '1 year'"
+        )
         settings = KeeperSettings(metrics_port=0, removal_delay=timedelta(0))
         for _ in range(2):
             await Rounds(self.store, settings=settings, metrics=KeeperMetrics()).perform(self.keeper)

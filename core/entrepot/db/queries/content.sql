@@ -95,8 +95,8 @@ returning digest, object_key;
 delete from object where key = any (:keys::text[]);
 
 -- name: discard_objects!
--- Objects that nothing will point at: the keeper removes them.
-update object set upload_id = null, delete_after = now() where key = any (:keys::text[]);
+-- Objects that nothing will point at: the keeper removes them, when S3 has surely ended what it was told about them.
+update object set delete_after = now() + interval '15 minutes' where key = any (:keys::text[]);
 
 -- name: record_origins!
 -- Remembers where bytes came from.

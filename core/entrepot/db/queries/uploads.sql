@@ -49,11 +49,11 @@ with saved as (
 select true from saved;
 
 -- name: cancel_upload$
--- Ends an upload; what it has at S3 is the keeper's.
+-- Ends an upload; what it has at S3 is the keeper's, once a request that is writing to it has surely ended.
 with ended as (
     delete from upload u where u.id = :id and u.repository = :repository and u.subject = :subject returning u.id
 ), leftover as (
-    update object o set delete_after = now() from ended where o.owner = 'upload/' || ended.id
+    update object o set delete_after = now() + interval '15 minutes' from ended where o.owner = 'upload/' || ended.id
 )
 select true from ended;
 
@@ -66,8 +66,8 @@ insert into object (key, owner) select key, :owner from unnest(:keys::text[]) as
 update object set owner = :owner, upload_id = :multipart where key = :key and delete_after is null returning true;
 
 -- name: give_up_object!
--- An object that nothing will point at.
-update object set delete_after = now() where key = :key;
+-- An object that nothing will point at. S3 may still be at writing it, if it was given up for taking too long.
+update object set delete_after = now() + interval '15 minutes' where key = :key;
 
 -- name: store_pushed_blob!
 -- Verified bytes become a blob of the repository, and the upload they came by ends.

@@ -1,28 +1,40 @@
 """One budget of bytes for all buffers of a process, so that its memory does not depend on how much is under way.
 
-A holder takes what it needs for one part, fills it, sends it and gives it back. Nobody waits for more while holding a part that only
+Who needs room takes what one part needs, fills it, sends it and gives it back. Nobody waits for more while holding a part that only
 somebody else's progress would free, so waiting in line is enough and there is no deadlock.
+
+Who fills a part slowly holds it for long. So that nobody holds all of them, what is taken in somebody's name is bounded: up to half of the
+budget as for everybody, more only as long as a quarter stays free for others. Whoever is alone loses no more than that quarter.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 
 __all__ = ["ByteBudget"]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Wish:
+    size: int
+    holder: str | None
+    turn: asyncio.Future[None]
+
+
 class ByteBudget:
-    """First come, first served: a large wish is not starved by small ones."""
+    """First come, first served: a large wish is not starved by small ones. Only who has more than a share is passed over."""
 
     def __init__(self, total: int) -> None:
         self.observer: Callable[[int], None] | None = None
         """Told how many bytes are held, whenever that changes."""
         self._total = total
         self._free = total
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._held: Counter[str] = Counter()
+        self._waiting: deque[_Wish] = deque()
 
     @property
     def total(self) -> int:
@@ -39,30 +51,36 @@ class ByteBudget:
         """Whether somebody waits."""
         return bool(self._waiting)
 
-    async def take(self, size: int) -> None:
-        """Wait until `size` bytes are free, and hold them. More than the whole budget counts as the whole budget."""
-        size = min(size, self._total)
-        if not self._waiting and size <= self._free:
-            self._free -= size
-            self._tell()
+    async def take(self, size: int, *, holder: str | None = None) -> None:
+        """Wait until `size` bytes are free, and hold them, in the name of `holder` if there is one. Nothing never waits.
+
+        More than the whole budget counts as the whole budget.
+        """
+        if not size:
             return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((size, turn))
+        wish = _Wish(min(size, self._total), holder, asyncio.get_running_loop().create_future())
+        self._waiting.append(wish)
+        self._serve()
         try:
-            await turn
+            await wish.turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self.give(size)
+            if wish.turn.done() and not wish.turn.cancelled():
+                self.give(size, holder=holder)
             else:
                 # Who gave something back since then has passed it over already.
                 with contextlib.suppress(ValueError):
-                    self._waiting.remove((size, turn))
+                    self._waiting.remove(wish)
                 self._serve()
             raise
 
-    def give(self, size: int) -> None:
+    def give(self, size: int, *, holder: str | None = None) -> None:
         """Give back what was taken."""
-        self._free += min(size, self._total)
+        size = min(size, self._total)
+        self._free += size
+        if holder is not None:
+            self._held[holder] -= size
+            if not self._held[holder]:
+                del self._held[holder]
         self._serve()
 
     @contextlib.asynccontextmanager
@@ -75,13 +93,28 @@ class ByteBudget:
             self.give(size)
 
     def _serve(self) -> None:
-        while self._waiting and self._waiting[0][0] <= self._free:
-            size, turn = self._waiting.popleft()
-            if turn.done():
-                continue
-            self._free -= size
-            turn.set_result(None)
+        beyond_share: deque[_Wish] = deque()
+        while self._waiting:
+            wish = self._waiting[0]
+            if wish.turn.done():
+                self._waiting.popleft()
+            elif not self._is_within_share(wish):
+                beyond_share.append(self._waiting.popleft())
+            elif wish.size <= self._free:
+                self._waiting.popleft()
+                self._free -= wish.size
+                if wish.holder is not None:
+                    self._held[wish.holder] += wish.size
+                wish.turn.set_result(None)
+            else:
+                break
+        # They keep their place in the line.
+        self._waiting.extendleft(reversed(beyond_share))
         self._tell()
+
+    def _is_within_share(self, wish: _Wish) -> bool:
+        held = self._held[wish.holder] if wish.holder is not None else 0
+        return not held or held + wish.size <= self._total // 2 or self._free - wish.size >= self._total // 4
 
     def _tell(self) -> None:
         if self.observer is not None:

@@ -10,7 +10,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from entrepot.errors import Failed, StorageUnavailable
 
-__all__ = ["BuffersFull", "ObjectMissing", "PartsReplaced", "translated"]
+__all__ = ["BuffersFull", "ObjectMissing", "PartsReplaced", "TooManyParts", "translated"]
 
 _MISSING = frozenset({"NoSuchKey", "NotFound", "404", "NoSuchUpload"})
 
@@ -25,6 +25,12 @@ class PartsReplaced(StorageUnavailable):
     """The parts of a multipart upload are not those that were named: somebody sent one of them again."""
 
     default_reason = "PartsReplaced"
+
+
+class TooManyParts(StorageUnavailable):
+    """An object needs more parts than S3 takes: trying again would not help."""
+
+    default_reason = "TooManyParts"
 
 
 class BuffersFull(Failed):

@@ -188,16 +188,17 @@ class BlobStore:
 
     def multipart(
         self, key: str, *, size: int | None = None, on_open: Callable[[str], Awaitable[None]] | None = None,
-        observe: Callable[[memoryview], None] | None = None, resume: Multipart | None = None,
+        observe: Callable[[memoryview], None] | None = None, resume: Multipart | None = None, holder: str | None = None,
     ) -> Upload:  # fmt: skip
         """Write an object whose length is not known or large. `size`, if known, avoids buffers larger than that.
 
         What fits into one part is written by one plain request. Otherwise `on_open` is told S3's upload id before the first part is sent,
         and `observe` sees every part, in order and in a thread, while it is sent. `resume` goes on with an upload that has parts already.
+        Buffers are taken in the name of `holder`, if there is one, who then does not get all of them.
         """
         return Upload(
             self._client, self._bucket, key, buffers=self.buffers, budget=self.budget, size=size, on_open=on_open, observe=observe,
-            resume=resume,
+            resume=resume, holder=holder,
         )  # fmt: skip
 
     @contextlib.asynccontextmanager

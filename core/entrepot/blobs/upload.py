@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from entrepot.blobs.budget import ByteBudget
-from entrepot.blobs.failures import BuffersFull, translated
+from entrepot.blobs.failures import BuffersFull, TooManyParts, translated
 from entrepot.blobs.settings import MAX_PARTS, BufferSettings
 from entrepot.errors import StorageUnavailable
 
@@ -47,12 +47,14 @@ class Upload:
     def __init__(
         self, client: S3Client, bucket: str, key: str, *, buffers: BufferSettings, budget: ByteBudget, size: int | None,
         on_open: Callable[[str], Awaitable[None]] | None, observe: Callable[[memoryview], None] | None = None, resume: Multipart | None = None,
+        holder: str | None = None,
     ) -> None:  # fmt: skip
         self._client = client
         self._target: dict[str, str] = {"Bucket": bucket, "Key": key}
         self._key = key
         self._buffers = buffers
         self._budget = budget
+        self._holder = holder
         self._expected = size
         self._on_open = on_open
         self._observe = observe
@@ -161,7 +163,7 @@ class Upload:
         size = self._part_size()
         try:
             async with asyncio.timeout(self._buffers.patience.total_seconds()):
-                await self._budget.take(_room(size))
+                await self._budget.take(_room(size), holder=self._holder)
         except TimeoutError as error:
             raise BuffersFull("there was no room in the buffers for long") from error
         self._reserved = size
@@ -171,7 +173,7 @@ class Upload:
     async def _flush(self, buffer: io.BytesIO) -> None:
         """Send the part that has filled, in the background."""
         if self._number == MAX_PARTS:
-            raise StorageUnavailable(f"an object has at most {MAX_PARTS} parts: raise {self._buffers.prefix}PART_SIZE")
+            raise TooManyParts(f"an object has at most {MAX_PARTS} parts: raise {self._buffers.prefix}PART_SIZE")
         if self._upload_id is None:
             with translated(self._key):
                 answer = await self._client.create_multipart_upload(**self._target)  # type: ignore[arg-type]
@@ -212,7 +214,7 @@ class Upload:
             # A thread may still be looking at it, when this is cancelled.
             with contextlib.suppress(BufferError):
                 buffer.close()
-            self._budget.give(_room(reserved))
+            self._budget.give(_room(reserved), holder=self._holder)
 
     async def _wait_for_a_part(self) -> None:
         done, self._sending = await asyncio.wait(self._sending, return_when=asyncio.FIRST_COMPLETED)
@@ -229,7 +231,7 @@ class Upload:
 
     def _drop_buffer(self) -> None:
         if self._buffer is not None:
-            self._budget.give(_room(self._reserved))
+            self._budget.give(_room(self._reserved), holder=self._holder)
             self._buffer, self._reserved = None, 0
 
 

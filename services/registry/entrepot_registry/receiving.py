@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from cachetools import LRUCache
 
+from entrepot.blobs.failures import TooManyParts
 from entrepot.blobs.store import BlobStore, Multipart, ObjectMissing, Upload
 from entrepot.db.content import INLINE_LIMIT
 from entrepot.db.uploads import UploadState
@@ -189,11 +190,13 @@ def verify(actual: Digest | None, digest: Digest) -> None:
 
 @contextlib.asynccontextmanager
 async def receiving(
-    store: BlobStore, keys: KeyPool, *, state: UploadState, sums: Sums, owner: str, length: int | None
+    store: BlobStore, keys: KeyPool, *, state: UploadState, sums: Sums, owner: str, length: int | None, subject: str
 ) -> AsyncIterator[Reception]:  # fmt: skip
     """Receive bytes on top of `state`, into memory of the process's budget and from there to S3; `length` of them, if that is known.
 
-    What was written and not kept is given up at the end. Raises RegistryError 404 if what the upload had is not at S3 any more.
+    The memory is taken in the name of `subject`, which does not get all of it.
+
+    What was written and not kept is given up at the end. Raises RegistryError 404 and 413, see `still_there`.
     """
     async with contextlib.AsyncExitStack() as stack:
 
@@ -212,7 +215,7 @@ async def receiving(
 
         size = state.offset - state.part_bytes + length if length is not None else None
         upload = await stack.enter_async_context(
-            store.multipart(key, size=size, on_open=on_open, observe=sums.update, resume=resume)
+            store.multipart(key, size=size, on_open=on_open, observe=sums.update, resume=resume, holder=subject)
         )
         reception = Reception(store, upload, state=state, sums=sums, key=key, lend=lend)
         reception.lent = lent
@@ -222,12 +225,16 @@ async def receiving(
 
 @contextlib.contextmanager
 def still_there() -> Iterator[None]:
-    """Raises RegistryError 404 where S3 does not have what an upload had: trying again would not help."""
+    """Raises RegistryError 404 where S3 does not have what an upload had, and 413 where it takes no more: trying again would not help."""
     try:
         yield
     except ObjectMissing as error:
         raise RegistryError(
             404, "BLOB_UPLOAD_UNKNOWN", "what was uploaded before is not there any more; begin again"
+        ) from error
+    except TooManyParts as error:
+        raise RegistryError(
+            413, "SIZE_INVALID", "the upload has as many parts as an object can have: send larger pieces, or a smaller blob"
         ) from error
 
 

@@ -107,10 +107,19 @@ class Lease:
             raise unknown_upload()
 
     async def _renew(self) -> None:
+        """Until it is cancelled, or the lease is lost: by what the database says, or since nobody can say it any more."""
+        try:
+            while await self._is_renewed():
+                pass
+        except Exception:  # noqa: BLE001 - whatever it was, nobody else would see it in this task
+            _log.exception("a lease is given up: it could not be renewed", upload=self._upload.id)
+        self._is_lost = True
+
+    async def _is_renewed(self) -> bool:
         while True:
             await asyncio.sleep(self._length.total_seconds() / 3)
             try:
-                held = await self._statements.run(
+                return await self._statements.run(
                     "renew_upload",
                     lambda connection: db.renew_upload(
                         connection, upload=self._upload.id, writer=self._writer, lease=self._length
@@ -118,10 +127,6 @@ class Lease:
                 )
             except DatabaseUnavailable as error:
                 _log.info("a lease could not be renewed", upload=self._upload.id, error=error.message)
-                continue
-            if not held:
-                self._is_lost = True
-                return
 
 
 def told(status: int, upload: Session, offset: int) -> web.Response:

@@ -123,6 +123,9 @@ class RegistrySettings(Settings):
     max_uploads: int = 64
     """Requests at a time that bring bytes of blobs; one more gets 429 with Retry-After."""
 
+    max_uploads_per_subject: int = 0
+    """How many of them may be of one subject, of all anonymous clients together as well; 0: half of them."""
+
     upload_timeout: timedelta = timedelta(minutes=1)
     """How long a client may send no byte of a blob before it is dropped."""
 
@@ -184,7 +187,14 @@ class RegistrySettings(Settings):
     rate_table: int = 20_000
     """Subjects and addresses that are counted; the one that was seen longest ago makes room."""
 
+    @property
+    def uploads_per_subject(self) -> int:
+        """Requests of one subject at a time that bring bytes of blobs."""
+        return self.max_uploads_per_subject or (self.max_uploads + 1) // 2
+
     def __post_init__(self) -> None:
+        if self.max_uploads_per_subject < 0:
+            raise SettingInvalid(f"{self.prefix}MAX_UPLOADS_PER_SUBJECT must be 0 or more")
         if not 0 <= self.request_rate < math.inf:
             raise SettingInvalid(f"{self.prefix}REQUEST_RATE must be 0 or more, not {self.request_rate:g}")
         unknown = sorted(set(self.token_algorithms) - ALGORITHMS)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from urllib.parse import parse_qsl
 
@@ -61,7 +62,7 @@ class Uploads:
         self._storing = Statement(pool, "store_pushed_blob", timeout=settings.commit_timeout, metrics=metrics)
         self._mounting = Statement(pool, "mount_blob", timeout=settings.commit_timeout, metrics=metrics)
         self._sums = SumCache(settings.upload_hashes)
-        self._receiving = 0
+        self._receiving: Counter[str] = Counter()
         self._lookups: Batcher[UploadQuery, FoundUpload] = Batcher(
             pool, "find_uploads", db.find_uploads, settings=settings, metrics=metrics
         )
@@ -134,13 +135,15 @@ class Uploads:
 
     async def _append(self, call: Call, upload: Session, found: FoundUpload) -> web.Response:
         expected = self._check_range(call, upload, found)
-        with self._admitted():
+        subject = upload.place.grant.subject
+        with self._admitted(subject):
             async with self._leased(upload, found) as lease:
                 state = lease.state
                 body = self._body(call, state, expected)
                 sums = self._sums.take(upload.id, state, "sha256")
                 async with receiving(
-                    self._store, self._keys, state=state, sums=sums, owner=f"upload/{upload.id}", length=body.length
+                    self._store, self._keys, state=state, sums=sums, owner=f"upload/{upload.id}", length=body.length,
+                    subject=subject,
                 ) as reception:  # fmt: skip
                     await reception.take(body, check=lease.check)
                     _check_length(body, expected)
@@ -172,7 +175,7 @@ class Uploads:
         if body.length == 0 and state.part_bytes:
             async with self._leased(upload, found) as lease:
                 return await self._complete(upload, lease, body, digest)
-        with self._admitted():
+        with self._admitted(upload.place.grant.subject):
             async with self._leased(upload, found) as lease:
                 return await self._conclude(upload, lease, body, digest, expected=expected)
 
@@ -182,7 +185,8 @@ class Uploads:
         state = lease.state
         sums = self._sums.take(upload.id, state, digest.algorithm)
         async with receiving(
-            self._store, self._keys, state=state, sums=sums, owner=f"upload/{upload.id}", length=body.length
+            self._store, self._keys, state=state, sums=sums, owner=f"upload/{upload.id}", length=body.length,
+            subject=upload.place.grant.subject,
         ) as reception:  # fmt: skip
             await reception.take(body, check=lease.check)
             _check_length(body, expected)
@@ -231,12 +235,13 @@ class Uploads:
     async def _push(self, call: Call, upload: Session, digest: Digest, *, is_session: bool) -> web.Response:
         """The whole blob in this request, without a lease: whoever stores first ends the session, if there is one."""
         body = self._body(call, _EMPTY, None)
-        with self._admitted():
+        subject = upload.place.grant.subject
+        with self._admitted(subject):
             sums = self._sums.take(upload.id, _EMPTY, digest.algorithm)
             # What has no session stays the process's: the keeper ends what belongs to a session that is not there.
             owner = f"upload/{upload.id}" if is_session else self._keys.owner
             async with receiving(
-                self._store, self._keys, state=_EMPTY, sums=sums, owner=owner, length=body.length
+                self._store, self._keys, state=_EMPTY, sums=sums, owner=owner, length=body.length, subject=subject,
             ) as reception:  # fmt: skip
                 await reception.take(body, check=_nothing)
                 stored = await reception.finish(digest, known=None)
@@ -302,18 +307,20 @@ class Uploads:
         return part.length
 
     @contextlib.contextmanager
-    def _admitted(self) -> Iterator[None]:
-        """One of the uploads that a process bears at a time."""
-        if self._receiving >= self._settings.max_uploads:
-            raise RegistryError(
-                429, "TOOMANYREQUESTS", "too many uploads at once; try again", headers={"Retry-After": "1"}
-            )
-        self._receiving += 1
+    def _admitted(self, subject: str) -> Iterator[None]:
+        """One of the uploads that a process bears at a time, and of those that it bears of one subject."""
+        if self._receiving.total() >= self._settings.max_uploads:
+            raise _too_many("too many uploads at once; try again")
+        if self._receiving[subject] >= self._settings.uploads_per_subject:
+            raise _too_many("you have too many uploads at once; try again when some of them have ended")
+        self._receiving[subject] += 1
         self._metrics.uploads.inc()
         try:
             yield
         finally:
-            self._receiving -= 1
+            self._receiving[subject] -= 1
+            if not self._receiving[subject]:
+                del self._receiving[subject]
             self._metrics.uploads.dec()
 
     @contextlib.asynccontextmanager
@@ -358,6 +365,10 @@ def _check_length(body: Body, expected: int | None) -> None:
 
 def _wrong_length(expected: int) -> RegistryError:
     return RegistryError(400, "SIZE_INVALID", f"the Content-Range says {expected} bytes, the body has others")
+
+
+def _too_many(message: str) -> RegistryError:
+    return RegistryError(429, "TOOMANYREQUESTS", message, headers={"Retry-After": "1"})
 
 
 def _nothing() -> None:

@@ -11,11 +11,12 @@ A user is `entrepot:htpasswd:<name>` to Kubernetes RBAC, whatever the file says:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -74,6 +75,11 @@ class _Attempts:
     wrong: int = 0
 
 
+@dataclass(slots=True)
+class _Attempt:
+    is_wrong: bool = False
+
+
 class Htpasswd:
     """The users of a file, as a PasswordSource."""
 
@@ -101,7 +107,6 @@ class Htpasswd:
         is_right = self._right.known(key)
         if is_right is None:
             who = self._digest(name.encode())
-            self._refuse_guessing(who)
             is_right = await self._right.get(key, lambda: self._check(password.encode(), hashed, who))
         if stored is None or not is_right:
             return None
@@ -110,25 +115,36 @@ class Htpasswd:
     async def _check(self, password: bytes, hashed: bytes, who: bytes) -> bool:
         if self._waiting >= self._most_waiting:
             raise _too_many("too many are logging in at once; try again", seconds=2)
-        self._waiting += 1
-        try:
-            async with self._slots:
-                is_right = await asyncio.to_thread(bcrypt.checkpw, password, hashed)
-        finally:
-            self._waiting -= 1
-        self._checks.labels("right" if is_right else "wrong").inc()
-        if not is_right:
-            self._attempts.setdefault(who, _Attempts()).wrong += 1
-        return is_right
+        with self._counted(who) as attempt:
+            self._waiting += 1
+            try:
+                async with self._slots:
+                    attempt.is_wrong = not await asyncio.to_thread(bcrypt.checkpw, password, hashed)
+            finally:
+                self._waiting -= 1
+            self._checks.labels("wrong" if attempt.is_wrong else "right").inc()
+            return not attempt.is_wrong
 
-    def _refuse_guessing(self, who: bytes) -> None:
-        attempts = self._attempts.get(who)
-        if attempts is not None and attempts.wrong >= self._most_wrong:
+    @contextlib.contextmanager
+    def _counted(self, who: bytes) -> Iterator[_Attempt]:
+        """An attempt counts as wrong from its beginning, or many at the same moment would all be let through; unless it was not."""
+        attempts = self._attempts.setdefault(who, _Attempts())
+        if attempts.wrong >= self._most_wrong:
             self._checks.labels("refused").inc()
             raise _too_many(
                 "too many wrong passwords for this user name; wait, or correct what keeps sending them",
                 seconds=int(self._window),
             )
+        attempts.wrong += 1
+        attempt = _Attempt()
+        try:
+            yield attempt
+        finally:
+            if not attempt.is_wrong:
+                attempts.wrong -= 1
+            if not attempts.wrong and self._attempts.get(who) is attempts:
+                # The window begins with a wrong one.
+                del self._attempts[who]
 
     def _digest(self, *parts: bytes) -> bytes:
         state = hashlib.blake2b(key=self._key, digest_size=32)

@@ -149,10 +149,12 @@ async def _is(value: bool) -> bool:
 async def test_a_collector_that_is_away_or_hangs_costs_no_request_anything(
     database: Database, s3: S3Settings, tmp_path: Path, hangs: bool
 ) -> None:
+    writers: list[asyncio.StreamWriter] = []
+
     async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
         while await reader.read(65536):
             pass
-        writer.close()
 
     server = await asyncio.start_server(hang, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1] if hangs else free_port()
@@ -166,6 +168,9 @@ async def test_a_collector_that_is_away_or_hangs_costs_no_request_anything(
             longest = max(longest, loop.time() - started)
         assert longest < 2
     server.close()
+    for writer in writers:
+        writer.close()
+        await writer.wait_closed()
 
 
 @pytest.mark.allow_blocking

@@ -144,7 +144,8 @@ class Htpasswd:
                 attempts.wrong -= 1
             if not attempts.wrong and self._attempts.get(who) is attempts:
                 # The window begins with a wrong one.
-                del self._attempts[who]
+                with contextlib.suppress(KeyError):
+                    del self._attempts[who]
 
     def _digest(self, *parts: bytes) -> bytes:
         state = hashlib.blake2b(key=self._key, digest_size=32)

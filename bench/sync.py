@@ -32,7 +32,7 @@ from entrepot.db.migrate import migrate
 from entrepot.settings import DatabaseSettings, S3Settings
 from tests.conftest import Database
 from tests.contents import make_distribution
-from tests.processes import Processes, peak_memory, process
+from tests.processes import Processes, peak_memory
 from tests.servers import ObjectStore, Postgres, running_object_store, running_postgres
 from tests.upstreams.docker_registry import DockerRegistry, running_docker_registry
 
@@ -284,10 +284,7 @@ async def pull_large_layer(bench: Bench, database: str, s3: S3Settings, mebibyte
     both = Processes(Database(bench.postgres, database), s3, bench.directory)
     hasher = hashlib.sha256()
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as http:
-        with (
-            process("entrepot_token", both.token_log, both.token),
-            process("entrepot_registry", both.log, both.registry) as registry,
-        ):
+        with both.started() as registry:
             await both.ready(http)
             headers = await both.bearer(http)
             started = time.perf_counter()

@@ -77,6 +77,15 @@ class Processes:
     def url(self) -> str:
         return f"http://localhost:{self.ports[0]}"
 
+    @contextmanager
+    def started(self) -> Iterator[subprocess.Popen[bytes]]:
+        """Both of them running; gives the registry."""
+        with (
+            process("entrepot_token", self.token_log, self.token),
+            process("entrepot_registry", self.log, self.registry) as registry,
+        ):
+            yield registry
+
     async def ready(self, http: aiohttp.ClientSession, status: int = 200) -> None:
         async with asyncio.timeout(60):
             while True:

@@ -202,3 +202,34 @@ async def test_an_upload_that_finds_no_room_for_long_fails_for_now(s3: S3Setting
             with pytest.raises(BuffersFull):
                 await upload.write(b"x")
         assert store.budget.free == store.budget.total
+
+
+async def test_nobody_gets_all_of_a_budget_and_who_waits_for_it_is_not_overtaken() -> None:
+    budget = ByteBudget(12)
+    for _ in range(4):
+        await budget.take(2, holder="greedy")
+    # Half is anybody's; of the rest a quarter of all stays free.
+    more = [asyncio.create_task(budget.take(2, holder="greedy")) for _ in range(2)]
+    nothing = asyncio.create_task(budget.take(0, holder="greedy"))
+    await nothing
+    assert (budget.free, budget.is_short) == (4, True)
+    await budget.take(4, holder="other")
+    waits = asyncio.create_task(budget.take(2, holder="other"))
+    await asyncio.sleep(0)
+    budget.give(2, holder="greedy")
+    await waits
+    assert not any(task.done() for task in more), "the share of others comes first"
+    for _ in range(2):
+        budget.give(2, holder="greedy")
+    await asyncio.gather(*more)
+    assert (budget.free, budget.is_short) == (0, False)
+    for size, holder in ((2, "greedy"), (2, "greedy"), (2, "greedy"), (4, "other"), (2, "other")):
+        budget.give(size, holder=holder)
+    assert budget.free == budget.total
+    await budget.take(12, holder="whole")
+    given_up = asyncio.create_task(budget.take(2, holder="other"))
+    await asyncio.sleep(0)
+    given_up.cancel()
+    await asyncio.gather(given_up, return_exceptions=True)
+    budget.give(12, holder="whole")
+    assert (budget.free, budget.is_short) == (12, False)

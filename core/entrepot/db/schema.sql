@@ -20,6 +20,7 @@ declare
     signatures_out bigint[];
     offender text;
     change record;
+    late record;
 begin
     if cardinality(p_tag_names) + cardinality(p_manifests_add) + cardinality(p_manifests_remove) > 1000 then
         -- A plan that knows the arrays looks them up by hash; one made for any array compares element by element. Statistics
@@ -154,6 +155,11 @@ begin
         where s.repository = p_repository and s.removed is null and s.signature = any (signatures_out);
     insert into repository_signature (repository, signature, added) select p_repository, id, new_number from unnest(signatures_in) as id;
 
+    -- What the latest version names and could not count when it was made comes in first, and may leave with this very change.
+    with counted as (
+        update repository_blob l set is_late = false where l.repository = p_repository and l.is_late returning l.size
+    )
+    select count(*) as blobs, coalesce(sum(c.size), 0) as size into late from counted c;
     with named as (
         select e.blob, e.manifest, (e.manifest = any (manifests_in))::int * 2 - 1 as latest,
             (e.manifest = any (manifests_new))::int as ever
@@ -196,9 +202,9 @@ begin
         coalesce(previous.tags, 0) + added_tags - removed_tags,
         coalesce(previous.manifests, 0) + cardinality(manifests_in) - cardinality(manifests_out),
         coalesce(previous.indexes, 0) + change.indexes,
-        coalesce(previous.blobs, 0) + change.added_blobs - change.removed_blobs,
+        coalesce(previous.blobs, 0) + late.blobs + change.added_blobs - change.removed_blobs,
         coalesce(previous.signatures, 0) + cardinality(signatures_in) - cardinality(signatures_out),
-        coalesce(previous.size, 0) + change.size
+        coalesce(previous.size, 0) + late.size + change.size
     );
     if p_cause_kind = 'Push' and previous.cause_kind = 'Push' and previous.created_at > now() - interval '10 minutes' then
         update version v set is_step = true where v.repository = p_repository and v.number = previous.number;
@@ -295,8 +301,8 @@ CREATE FUNCTION public.link_pushed_blob(p_repository bigint, p_blob bigint, p_si
     SET search_path TO 'public', 'pg_temp'
     AS $$
     select from blob b where b.id = p_blob for no key update;
-    insert into repository_blob as l (repository, blob, size, in_latest, in_any, named)
-    select p_repository, p_blob, p_size, c.in_latest, c.in_any, c.in_latest > 0 from foreign_names(p_repository, p_blob) c
+    insert into repository_blob as l (repository, blob, size, in_latest, in_any, named, is_late)
+    select p_repository, p_blob, p_size, c.in_latest, c.in_any, c.in_latest > 0, c.in_latest > 0 from foreign_names(p_repository, p_blob) c
     on conflict (repository, blob) do update set
         hidden = false, named = l.in_latest > 0, left_at = null, touched_at = now()
 $$;
@@ -709,6 +715,7 @@ CREATE TABLE public.repository_blob (
     hidden boolean DEFAULT false NOT NULL,
     touched_at timestamp with time zone DEFAULT now() NOT NULL,
     left_at timestamp with time zone,
+    is_late boolean DEFAULT false NOT NULL,
     CONSTRAINT repository_blob_check CHECK ((in_any >= in_latest)),
     CONSTRAINT repository_blob_in_latest_check CHECK ((in_latest >= 0))
 );
@@ -720,6 +727,8 @@ COMMENT ON COLUMN public.repository_blob.in_any IS 'manifests of any retained ve
 COMMENT ON COLUMN public.repository_blob.named IS 'a manifest here has named it at some time; until then it belongs to an upload in progress';
 
 COMMENT ON COLUMN public.repository_blob.left_at IS 'when it left the latest version other than by explicit delete';
+
+COMMENT ON COLUMN public.repository_blob.is_late IS 'linked after the latest version, which names it, was made: not in its blobs and size';
 
 ALTER TABLE public.repository ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME public.repository_id_seq
@@ -958,6 +967,8 @@ ALTER TABLE ONLY public.version
 
 CREATE UNIQUE INDEX blob_object_key ON public.blob USING btree (object_key) WHERE (object_key IS NOT NULL);
 
+CREATE INDEX distribution_namespace ON public.distribution USING btree (namespace);
+
 CREATE INDEX distribution_public ON public.distribution USING btree (repository) WHERE (access = 'Public'::text);
 
 CREATE INDEX distribution_repository ON public.distribution USING btree (repository);
@@ -974,7 +985,9 @@ CREATE INDEX object_leftover ON public.object USING btree (delete_after) WHERE (
 
 CREATE INDEX object_owner ON public.object USING btree (owner);
 
-CREATE INDEX repository_blob_blob ON public.repository_blob USING btree (blob);
+CREATE INDEX repository_blob_late ON public.repository_blob USING btree (repository, blob) WHERE is_late;
+
+CREATE INDEX repository_blob_places ON public.repository_blob USING btree (blob, repository);
 
 CREATE INDEX repository_blob_unused ON public.repository_blob USING btree (touched_at) WHERE (in_any = 0);
 

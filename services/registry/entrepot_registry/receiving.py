@@ -234,7 +234,9 @@ def still_there() -> Iterator[None]:
         ) from error
     except TooManyParts as error:
         raise RegistryError(
-            413, "SIZE_INVALID", "the upload has as many parts as an object can have: send larger pieces, or a smaller blob"
+            413,
+            "SIZE_INVALID",
+            "the upload has as many parts as an object can have: send larger pieces, or a smaller blob",
         ) from error
 
 

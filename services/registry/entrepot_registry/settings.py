@@ -193,8 +193,6 @@ class RegistrySettings(Settings):
         return self.max_uploads_per_subject or (self.max_uploads + 1) // 2
 
     def __post_init__(self) -> None:
-        if self.max_uploads_per_subject < 0:
-            raise SettingInvalid(f"{self.prefix}MAX_UPLOADS_PER_SUBJECT must be 0 or more")
         if not 0 <= self.request_rate < math.inf:
             raise SettingInvalid(f"{self.prefix}REQUEST_RATE must be 0 or more, not {self.request_rate:g}")
         unknown = sorted(set(self.token_algorithms) - ALGORITHMS)
@@ -202,13 +200,8 @@ class RegistrySettings(Settings):
             raise SettingInvalid(
                 f"{self.prefix}TOKEN_ALGORITHMS takes {', '.join(sorted(ALGORITHMS))}, not {', '.join(unknown) or 'nothing'}"
             )
-        for variable, urls in (("EXTERNAL_URLS", self.external_urls), ("TOKEN_URL", (self.token_url,))):
-            for url in urls:
-                try:
-                    if url.rstrip("/").lower() != str(origin(url)) and url.count("/") > 2 + url.endswith("/"):
-                        raise SettingInvalid(f"{self.prefix}{variable} takes addresses without a path, not {url!r}")
-                except UrlInvalid as error:
-                    raise SettingInvalid(f"{self.prefix}{variable}: {error}") from error
+        self._check_urls("EXTERNAL_URLS", *self.external_urls)
+        self._check_urls("TOKEN_URL", self.token_url)
         if len(self.warning) > 2000 or not (self.warning.isascii() and self.warning.isprintable()):
             raise SettingInvalid(f"{self.prefix}WARNING takes up to 2000 characters of printable ASCII")
         if not timedelta() < self.redirect_ttl <= _LONGEST_LINK:
@@ -219,7 +212,16 @@ class RegistrySettings(Settings):
             "workers", "request_burst", "rate_table", "lookup_connections", "lookup_batch", "tags_default", "tags_maximum", "token_cache",
             "login_cache", "manifest_size", "manifest_budget", "manifest_tags", "referrers_page", "referrers_size", "signature_size",
             "signatures_maximum", "catalog_default", "catalog_maximum", "max_blob_size", "max_uploads", "upload_keys", "upload_hashes",
-            "browse_default", "browse_maximum", "browse_filters", "browse_connections",
+            "browse_default", "browse_maximum", "browse_filters", "browse_connections", "max_uploads_per_subject",
         ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise SettingInvalid(f"{self.prefix}{name.upper()} must be at least 1")
+            least = 0 if name == "max_uploads_per_subject" else 1
+            if getattr(self, name) < least:
+                raise SettingInvalid(f"{self.prefix}{name.upper()} must be at least {least}")
+
+    def _check_urls(self, variable: str, *urls: str) -> None:
+        for url in urls:
+            try:
+                if url.rstrip("/").lower() != str(origin(url)) and url.count("/") > 2 + url.endswith("/"):
+                    raise SettingInvalid(f"{self.prefix}{variable} takes addresses without a path, not {url!r}")
+            except UrlInvalid as error:
+                raise SettingInvalid(f"{self.prefix}{variable}: {error}") from error

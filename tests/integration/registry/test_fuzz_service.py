@@ -21,7 +21,7 @@ from entrepot.oci import media_types
 from entrepot.settings import S3Settings
 from tests import contents
 from tests.conftest import Database
-from tests.processes import Processes, peak_memory, process
+from tests.processes import Processes, peak_memory
 from tests.pushes import Pusher, digest_of
 from tests.services import Answer, signed
 
@@ -230,10 +230,7 @@ async def test_memory_stays_small_whatever_is_sent(database: Database, s3: S3Set
     keys = b'{"schemaVersion":2,"annotations":{' + b",".join(b'"%d":""' % n for n in range(300_000)) + b"}}"
     async with aiohttp.ClientSession() as http:
         client = Pusher(http, both.url, "demo/app", headers)
-        with (
-            process("entrepot_token", both.token_log, both.token),
-            process("entrepot_registry", both.log, both.registry) as registry,
-        ):
+        with both.started() as registry:
             await both.ready(http)
             for n in ("1000000000", str(2**31), "9" * 60):
                 for path in ("tags/list", f"referrers/{digest_of(b'')}", "/v2/_catalog"):

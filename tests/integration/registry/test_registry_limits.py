@@ -21,7 +21,7 @@ from entrepot_registry import bodies
 from tests import services
 from tests.conftest import Database
 from tests.integration.registry.conftest import Demo, fill
-from tests.processes import Processes, process
+from tests.processes import Processes
 from tests.pushes import digest_of, pusher
 from tests.services import Running, raw, until
 
@@ -134,13 +134,12 @@ async def test_idle_uploads_do_not_keep_their_room_while_others_wait(
     monkeypatch.setattr(bodies, "_HURRY", 0.2)
     client = await pusher(running)
     held = BufferSettings().budget
-    heads = [f"PATCH {await client.begin()} HTTP/1.1" for _ in range(held // BufferSettings().part_size)]
+    # One subject alone does not get all of it.
+    slow = [await pusher(running, subject=f"slow-{number % 2}") for number in range(held // BufferSettings().part_size)]
+    heads = [f"PATCH {await one.begin()} HTTP/1.1\r\nAuthorization: {one.headers['Authorization']}" for one in slow]
     idle = [await asyncio.open_connection("127.0.0.1", running.registry.port) for _ in heads]
     for (_, writer), head in zip(idle, heads, strict=True):
-        token = client.headers["Authorization"]
-        writer.write(
-            f"{head}\r\nHost: a\r\nAuthorization: {token}\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n".encode()
-        )
+        writer.write(f"{head}\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n".encode())
 
     async def is_full() -> bool:
         return await running.metric("entrepot_registry_buffer_bytes") == held
@@ -158,10 +157,7 @@ async def test_a_flood_of_pipelined_requests_takes_no_memory(
 ) -> None:
     both = Processes(database, s3, tmp_path)
     async with aiohttp.ClientSession() as http:
-        with (
-            process("entrepot_token", both.token_log, both.token),
-            process("entrepot_registry", both.log, both.registry) as registry,
-        ):
+        with both.started() as registry:
             await both.ready(http)
             before = resident(registry.pid)
             writers = []
@@ -187,10 +183,7 @@ async def test_two_thousand_idle_connections_cost_little_and_others_are_served(
         ENTREPOT_HTTP_MAX_CONNECTIONS="2010", ENTREPOT_HTTP_HEAD_TIMEOUT="5m", ENTREPOT_HTTP_IDLE_TIMEOUT="5m"
     )
     async with aiohttp.ClientSession() as http:
-        with (
-            process("entrepot_token", both.token_log, both.token),
-            process("entrepot_registry", both.log, both.registry) as registry,
-        ):
+        with both.started() as registry:
             await both.ready(http)
             async with http.get(f"{both.url}/v2/") as answer:
                 assert answer.status == 401

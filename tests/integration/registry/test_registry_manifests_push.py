@@ -420,6 +420,29 @@ async def test_a_client_that_takes_too_long_is_given_up(database: Any, s3: Any, 
         assert got.startswith(b"HTTP/1.1 408 ")
 
 
+async def test_a_document_that_finds_no_room_is_503_and_not_the_clients_fault(
+    database: Any, s3: Any, tmp_path: Any
+) -> None:
+    from datetime import timedelta
+
+    async with services.running(
+        database, s3, tmp_path / "keys", manifest_timeout=timedelta(seconds=1), manifest_budget=4 * 1024 * 1024
+    ) as running:
+        await contents.make_distribution(running.owner, await contents.make_repository(running.owner))
+        client = await pusher(running)
+        head = "\r\n".join(
+            ["PUT /v2/demo/app/manifests/new HTTP/1.1", f"Host: localhost:{running.registry.port}", "Content-Length: 1000000",
+             f"Content-Type: {media_types.OCI_MANIFEST}", f"Authorization: {client.headers['Authorization']}", "", ""]
+        )  # fmt: skip
+        slow = head.encode() + b"x" * 200_000
+        answers = await asyncio.gather(*(services.raw(running.registry.port, slow, seconds=20) for _ in range(4)))
+        assert {answer.split(b" ")[1] for answer in answers} == {b"408", b"503"}
+        for answer in answers:
+            if answer.startswith(b"HTTP/1.1 503 "):
+                assert b'"UNAVAILABLE"' in answer
+                assert b"retry-after: " in answer.lower()
+
+
 async def test_ten_writers_of_one_digest_agree(demo: Demo, client: Pusher) -> None:
     body = image_document()
     answers = await asyncio.gather(*(client.manifest(body, "new" if n % 2 else sha256(body)) for n in range(10)))

@@ -21,7 +21,7 @@ from entrepot.oci.digest import Hasher
 from entrepot.settings import S3Settings
 from tests import contents
 from tests.conftest import Database
-from tests.processes import ROOT, Processes, peak_memory, process
+from tests.processes import ROOT, Processes, peak_memory
 from tests.services import SERVICE
 
 pytestmark = pytest.mark.allow_blocking
@@ -56,10 +56,7 @@ async def test_a_download_survives_sigterm_and_the_process_ends_after_it(
     digest = await prepare(database, s3, 64 * MIB)
     both = Processes(database, s3, tmp_path)
     async with aiohttp.ClientSession() as http:
-        with (
-            process("entrepot_token", both.token_log, both.token),
-            process("entrepot_registry", both.log, both.registry) as registry,
-        ):
+        with both.started() as registry:
             await both.ready(http)
             headers = await both.bearer(http)
             async with http.get(f"{both.url}/v2/demo/app/blobs/{digest}", headers=headers) as answer:
@@ -92,10 +89,7 @@ async def test_memory_does_not_grow_with_the_blob_and_logs_hold_no_secret(
     digest = await prepare(database, s3, size)
     both = Processes(database, s3, tmp_path)
     async with aiohttp.ClientSession() as http:
-        with (
-            process("entrepot_token", both.token_log, both.token),
-            process("entrepot_registry", both.log, both.registry) as registry,
-        ):
+        with both.started() as registry:
             await both.ready(http)
             headers = await both.bearer(http)
             received = 0

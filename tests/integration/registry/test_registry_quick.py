@@ -19,7 +19,7 @@ from entrepot.web.answers import Answer
 from tests import contents, services
 from tests.conftest import Database
 from tests.integration.registry.conftest import Demo, fill
-from tests.processes import Processes, process
+from tests.processes import Processes
 from tests.services import WEB, until
 
 TAG = "/v2/demo/app/manifests/latest"
@@ -207,10 +207,7 @@ async def test_an_answer_under_way_survives_sigterm(database: Database, s3: S3Se
     both = Processes(database, s3, tmp_path)
     both.registry["ENTREPOT_LOOKUP_TIMEOUT"] = "15s"
     async with aiohttp.ClientSession() as http:
-        with (
-            process("entrepot_token", both.token_log, both.token),
-            process("entrepot_registry", both.log, both.registry) as registry,
-        ):
+        with both.started() as registry:
             await both.ready(http)
             headers = await both.bearer(http)
             async with wire(both.ports[0]) as made:

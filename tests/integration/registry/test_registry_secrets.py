@@ -17,7 +17,7 @@ from aiohttp import web
 from entrepot.settings import S3Settings
 from tests.conftest import Database
 from tests.integration.registry.test_registry_process import MIB, prepare
-from tests.processes import Processes, process
+from tests.processes import Processes
 from tests.pushes import Pusher, digest_of
 from tests.services import SERVICE, until
 
@@ -64,10 +64,7 @@ async def test_no_secret_gets_into_a_log_or_a_metric(database: Database, s3: S3S
     both = configured(database, s3, tmp_path, collector=runner.addresses[0][1])
     tokens: list[str] = []
     async with aiohttp.ClientSession() as http:
-        with (
-            process("entrepot_token", both.token_log, both.token),
-            process("entrepot_registry", both.log, both.registry),
-        ):
+        with both.started():
             await both.ready(http)
             for headers in ({}, {"Authorization": f"Basic {BASIC}"}):
                 scope = {"service": SERVICE, "scope": "repository:demo/app:pull,push"}

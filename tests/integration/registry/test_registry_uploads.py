@@ -484,7 +484,7 @@ async def test_a_client_that_waits_to_be_told_is_told_to_go_on(demo: Demo, clien
 
 
 async def test_more_uploads_at_once_than_the_limit_are_429(database: Database, s3: S3Settings, tmp_path: Path) -> None:
-    async with services.running(database, s3, tmp_path / "keys", max_uploads=2) as started:
+    async with services.running(database, s3, tmp_path / "keys", max_uploads=2, max_uploads_per_subject=2) as started:
         await fill(started)
         client = await pushes.pusher(started)
         streams = [Slowly(), Slowly()]
@@ -502,6 +502,103 @@ async def test_more_uploads_at_once_than_the_limit_are_429(database: Database, s
             stream.end()
         assert [answer.status for answer in await asyncio.gather(*held)] == [202, 202]
         assert (await client.blob(b"x")).status == 201
+
+
+async def test_a_subject_with_half_of_the_uploads_leaves_the_others_theirs(
+    database: Database, s3: S3Settings, tmp_path: Path
+) -> None:
+    async with services.running(database, s3, tmp_path / "keys", max_uploads=4) as started:
+        await fill(started)
+        client, other = await pushes.pusher(started), await pushes.pusher(started, subject="other")
+        streams = [Slowly(), Slowly()]
+        for stream in streams:
+            stream.send(b"some")
+        held = [asyncio.create_task(client.patch(await client.begin(), stream)) for stream in streams]
+        await until(lambda: _uploading(started, 2))
+        location = await client.begin()
+        for got in (
+            await client.patch(location, b"x"),
+            await client.finish(location, digest_of(b"x"), b"x"),
+            await client.blob(b"x"),
+        ):
+            assert outcome(got) == (429, "TOOMANYREQUESTS")
+            assert int(got.headers["Retry-After"]) > 0
+        assert (await other.blob(b"x")).status == 201
+        for stream in streams:
+            stream.end()
+        assert [answer.status for answer in await asyncio.gather(*held)] == [202, 202]
+        assert (await client.patch(location, b"x")).status == 202
+
+
+async def test_a_subject_that_uploads_slowly_leaves_the_others_room(
+    database: Database, s3: S3Settings, tmp_path: Path
+) -> None:
+    async with services.running(database, s3, tmp_path / "keys") as started:
+        await fill(started)
+        client, other = await pushes.pusher(started), await pushes.pusher(started, subject="other")
+        streams = [Slowly() for _ in range(8)]
+        for stream in streams:
+            stream.send(b"x")
+        held = [asyncio.create_task(client.patch(await client.begin(), stream)) for stream in streams]
+        await until(lambda: _uploading(started, 8))
+
+        async def has_its_share() -> bool:
+            return await started.metric("entrepot_registry_buffer_bytes") == 32 * MIB
+
+        await until(has_its_share)
+        data = os.urandom(9 * MIB)
+        async with asyncio.timeout(30):
+            assert (await other.blob(data)).status == 201
+        assert not any(task.done() for task in held)
+        for stream in streams:
+            stream.end()
+        assert {answer.status for answer in await asyncio.gather(*held)} == {202}
+        assert await served(other, data)
+
+
+async def test_more_parts_than_an_object_can_have_are_413_and_the_upload_goes_on(
+    client: Pusher, demo: Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = os.urandom(20 * MIB)
+    monkeypatch.setattr("entrepot.blobs.upload.MAX_PARTS", 2)
+    location = await client.begin()
+    assert outcome(await client.patch(location, data)) == (413, "SIZE_INVALID")
+    assert (await client.ask("GET", location)).headers["Range"] == "0-0"
+    assert outcome(await client.finish(location, digest_of(data), data)) == (413, "SIZE_INVALID")
+    assert (await client.patch(location, data[: 9 * MIB], at=0)).status == 202
+    assert (await client.finish(location, digest_of(data[: 9 * MIB]))).status == 201
+    assert await demo.running.metric("entrepot_registry_buffer_bytes") == 0
+
+
+async def test_a_lease_that_cannot_be_renewed_is_given_up(
+    database: Database, s3: S3Settings, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lease = timedelta(milliseconds=600)
+    async with services.running(database, s3, tmp_path / "keys", upload_lease=lease) as started:
+        await fill(started)
+        client = await pushes.pusher(started)
+        location = await client.begin()
+        stream = Slowly()
+        stream.send(b"before")
+        patch = asyncio.create_task(client.patch(location, stream))
+        await until(lambda: is_leased(started))
+        await started.owner.execute("alter table upload add constraint not_now check (writer is null) not valid")
+        said: list[str] = []
+
+        async def is_logged() -> bool:
+            said.append(capfd.readouterr().out)
+            return "a lease is given up" in "".join(said)
+
+        await until(is_logged)
+        stream.send(b"after")
+        stream.end()
+        assert outcome(await patch) == UNKNOWN
+        await started.owner.execute("alter table upload drop constraint not_now")
+
+        async def goes_on() -> bool:
+            return (await client.patch(location, b"again", at=0)).status == 202
+
+        await until(goes_on)
 
 
 async def _uploading(running: Running, count: int) -> bool:

@@ -78,10 +78,7 @@ async def test_all_workers_answer_their_metrics_add_up_and_one_that_dies_comes_b
     both = with_workers(database, s3, tmp_path)
     asked: list[int] = []
     async with aiohttp.ClientSession() as http:
-        with (
-            process("entrepot_token", both.token_log, both.token),
-            process("entrepot_registry", both.log, both.registry) as registry,
-        ):
+        with both.started() as registry:
             await both.ready(http)
             first = children(registry)
             assert len(first) == 2
@@ -125,10 +122,7 @@ async def test_sigterm_is_handed_on_and_downloads_are_finished(
     digest = await prepare(database, s3, 64 * MIB)
     both = with_workers(database, s3, tmp_path)
     async with aiohttp.ClientSession() as http:
-        with (
-            process("entrepot_token", both.token_log, both.token),
-            process("entrepot_registry", both.log, both.registry) as registry,
-        ):
+        with both.started() as registry:
             await both.ready(http)
             headers = await both.bearer(http)
             async with http.get(f"{both.url}/v2/demo/app/blobs/{digest}", headers=headers) as answer:
@@ -162,10 +156,7 @@ async def test_where_workers_cannot_start_the_whole_ends_and_says_why(
 async def test_no_worker_outlives_its_supervisor(database: Database, s3: S3Settings, tmp_path: Path) -> None:
     both = with_workers(database, s3, tmp_path)
     async with aiohttp.ClientSession() as http:
-        with (
-            process("entrepot_token", both.token_log, both.token),
-            process("entrepot_registry", both.log, both.registry) as registry,
-        ):
+        with both.started() as registry:
             await both.ready(http)
             workers = children(registry)
             registry.kill()
@@ -186,10 +177,7 @@ async def test_a_single_process_writes_no_files_and_has_no_children(
     (tmp_path / "tmp").mkdir()
     both.registry["TMPDIR"] = str(tmp_path / "tmp")
     async with aiohttp.ClientSession() as http:
-        with (
-            process("entrepot_token", both.token_log, both.token),
-            process("entrepot_registry", both.log, both.registry) as registry,
-        ):
+        with both.started() as registry:
             await both.ready(http)
             assert children(registry) == []
             assert "entrepot_registry_worker" not in await metrics(both)

@@ -181,6 +181,19 @@ async def test_guessing_is_stopped_for_a_while(running: Running) -> None:
     await until(is_in)
 
 
+async def test_guesses_at_the_same_moment_are_counted_too(running: Running) -> None:
+    answers = await asyncio.gather(*(ask(running, name="puller", password=f"guess {n}") for n in range(20)))
+    assert sorted(answer.status for answer in answers) == [401] * 3 + [429] * 17
+
+
+async def test_a_right_password_counts_for_nothing_however_often_it_comes(running: Running) -> None:
+    assert [(await ask(running, name="puller", password=f"guess {n}")).status for n in range(2)] == [401, 401]
+    answers = await asyncio.gather(*(ask(running, name="puller") for _ in range(20)))
+    assert {answer.status for answer in answers} == {200}
+    statuses = [(await ask(running, name="puller", password=f"more {n}")).status for n in range(2)]
+    assert statuses == [401, 429]
+
+
 async def test_a_right_taken_away_is_gone_with_the_next_token(running: Running, tmp_path: Path) -> None:
     scope = "repository:demo/private:pull"
     assert granted(await ask(running, scope, name="puller")) == {"demo/private": {"pull"}}

@@ -44,6 +44,15 @@ alter table object alter column owner type text collate "C";
 create index manifest_child_parent_digest on manifest_child (digest, parent);
 drop index manifest_child_digest;
 create index distribution_public on distribution (repository) where access = 'Public';
+create index distribution_namespace on distribution (namespace);
+-- With the repository, so that neither those who hold a blob nor one of them is looked for by reading the links.
+create index repository_blob_places on repository_blob (blob, repository);
+drop index repository_blob_blob;
+
+-- A version that was made does not change: a layer that is linked only after its manifests is in the sums from the next version on.
+alter table repository_blob add column if not exists is_late boolean not null default false;
+comment on column repository_blob.is_late is 'linked after the latest version, which names it, was made: not in its blobs and size';
+create index repository_blob_late on repository_blob (repository, blob) where is_late;
 
 -- What a name of the registry stands for: a Distribution's path, or r/<namespace>/<name>, under which every repository answers for those who hold
 -- rights on it. No path begins with r/, so a name is one or the other.
@@ -140,8 +149,8 @@ $$;
 create function link_pushed_blob(p_repository bigint, p_blob bigint, p_size bigint)
 returns void language sql security definer set search_path = public, pg_temp as $$
     select from blob b where b.id = p_blob for no key update;
-    insert into repository_blob as l (repository, blob, size, in_latest, in_any, named)
-    select p_repository, p_blob, p_size, c.in_latest, c.in_any, c.in_latest > 0 from foreign_names(p_repository, p_blob) c
+    insert into repository_blob as l (repository, blob, size, in_latest, in_any, named, is_late)
+    select p_repository, p_blob, p_size, c.in_latest, c.in_any, c.in_latest > 0, c.in_latest > 0 from foreign_names(p_repository, p_blob) c
     on conflict (repository, blob) do update set
         hidden = false, named = l.in_latest > 0, left_at = null, touched_at = now()
 $$;
@@ -205,6 +214,7 @@ declare
     signatures_out bigint[];
     offender text;
     change record;
+    late record;
 begin
     if cardinality(p_tag_names) + cardinality(p_manifests_add) + cardinality(p_manifests_remove) > 1000 then
         -- A plan that knows the arrays looks them up by hash; one made for any array compares element by element. Statistics
@@ -339,6 +349,11 @@ begin
         where s.repository = p_repository and s.removed is null and s.signature = any (signatures_out);
     insert into repository_signature (repository, signature, added) select p_repository, id, new_number from unnest(signatures_in) as id;
 
+    -- What the latest version names and could not count when it was made comes in first, and may leave with this very change.
+    with counted as (
+        update repository_blob l set is_late = false where l.repository = p_repository and l.is_late returning l.size
+    )
+    select count(*) as blobs, coalesce(sum(c.size), 0) as size into late from counted c;
     with named as (
         select e.blob, e.manifest, (e.manifest = any (manifests_in))::int * 2 - 1 as latest,
             (e.manifest = any (manifests_new))::int as ever
@@ -381,9 +396,9 @@ begin
         coalesce(previous.tags, 0) + added_tags - removed_tags,
         coalesce(previous.manifests, 0) + cardinality(manifests_in) - cardinality(manifests_out),
         coalesce(previous.indexes, 0) + change.indexes,
-        coalesce(previous.blobs, 0) + change.added_blobs - change.removed_blobs,
+        coalesce(previous.blobs, 0) + late.blobs + change.added_blobs - change.removed_blobs,
         coalesce(previous.signatures, 0) + cardinality(signatures_in) - cardinality(signatures_out),
-        coalesce(previous.size, 0) + change.size
+        coalesce(previous.size, 0) + late.size + change.size
     );
     if p_cause_kind = 'Push' and previous.cause_kind = 'Push' and previous.created_at > now() - interval '10 minutes' then
         update version v set is_step = true where v.repository = p_repository and v.number = previous.number;
@@ -617,7 +632,7 @@ grant select (id, object_key) on blob to entrepot_keeper;
 grant select (id, finished_at) on sync_run to entrepot_keeper;
 
 -- migrate:down
--- commit_content stays as it is: it does all that the older one did.
+-- commit_content stays as it is: it does all that the older one did. With it stays what it reads, repository_blob.is_late.
 drop function seen_version, image_size;
 drop function place_of;
 drop view place;
@@ -628,6 +643,10 @@ drop index manifest_blob_foreign;
 alter table signature drop constraint signature_unique;
 alter table signature add constraint signature_digest_key unique (digest);
 create index signature_manifest on signature (manifest);
+drop index repository_blob_late;
+create index repository_blob_blob on repository_blob (blob);
+drop index repository_blob_places;
+drop index distribution_namespace;
 drop index distribution_public;
 create index manifest_child_digest on manifest_child (digest);
 drop index manifest_child_parent_digest;

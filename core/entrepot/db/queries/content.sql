@@ -48,8 +48,8 @@ where b.digest = any (:digests::text[])
 
 -- name: link_blobs!
 -- Links blobs to a repository; a link that is there is touched. A blob without a row is an error.
-insert into repository_blob (repository, blob, size, in_latest, in_any, named)
-select :repository, b.id, e.size, c.in_latest, c.in_any, c.in_latest > 0
+insert into repository_blob (repository, blob, size, in_latest, in_any, named, is_late)
+select :repository, b.id, e.size, c.in_latest, c.in_any, c.in_latest > 0, c.in_latest > 0
 from unnest(:digests::text[], :sizes::bigint[]) as e (digest, size)
 left join blob b on b.digest = e.digest
 cross join lateral foreign_names(:repository, b.id) c

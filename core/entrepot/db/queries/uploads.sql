@@ -75,31 +75,54 @@ select store_pushed_blob(:repository, :digest, :size, :key, :inline, :upload);
 
 -- name: mount_blob^
 -- Links a blob that is served, at this moment and to this token, by another name: by the source, or without one by any name that the token
--- may pull from, by any public distribution and by those of namespaces that the subject may read all of. What is served where is decided as in find_blobs. No row: nothing was found, or nothing that
--- the token may see.
-with found as (
-    select b.id, b.size
-    from blob b
-    join repository_blob l on l.blob = b.id
-    join place d on d.repository = l.repository
-    where b.digest = :digest
-        and b.stored_at is not null
-        and b.quarantined_at is null
-        and (:source::text is null or d.name = :source)
-        and (
-            d.access = 'Public'
-            or (d.resource = 'distributions' and d.namespace = any (:namespaces::text[]))
-            or exists (select from unnest(:names::text[], :uuids::uuid[]) as g (name, uuid) where g.name = d.name and g.uuid = d.uuid)
+-- may pull from, by public distributions and by those of namespaces that the subject may read all of. What is served where is decided as in
+-- find_blobs. No row: nothing was found, or nothing that the token may see. Without a source the names are all tried; of the others a blob is
+-- found for sure if few have it, or few may be read: 1,000 links, and 1,000 distributions of either kind, are looked at and no more, since
+-- many may have what nobody may see. The limit of one row at a candidate keeps to looking up its link, instead of reading all links of the blob.
+with wanted as materialized (
+    select b.id, b.size from blob b where b.digest = :digest and b.stored_at is not null and b.quarantined_at is null
+), found as (
+    select w.id, w.size
+    from (
+        select p.repository, p.pinned
+        from unnest(:names::text[], :uuids::uuid[]) as g (name, uuid)
+        cross join lateral (select * from place_of(g.name)) p
+        where p.uuid = g.uuid and (:source::text is null or g.name = :source)
+        union all
+        select p.repository, p.pinned
+        from place_of(:source) p
+        where p.access = 'Public' or (p.resource = 'distributions' and p.namespace = any (:namespaces::text[]))
+        union all
+        select d.repository, d.pinned
+        from (
+            select l.repository from wanted w join repository_blob l on l.blob = w.id where :source is null limit 1000
+        ) l
+        cross join lateral (
+            select d.repository, d.pinned from distribution d
+            where d.repository = l.repository and (d.access = 'Public' or d.namespace = any (:namespaces))
+            offset 0
+        ) d
+        union all
+        (select d.repository, d.pinned from distribution d where :source is null and d.access = 'Public' limit 1000)
+        union all
+        (select d.repository, d.pinned from distribution d where :source is null and d.namespace = any (:namespaces) limit 1000)
+    ) d
+    cross join wanted w
+    cross join lateral (
+        select l.* from repository_blob l where l.repository = d.repository and l.blob = w.id limit 1
+    ) l
+    cross join lateral (
+        select from repository r where r.id = d.repository and r.deleted_at is null limit 1
+    ) r
+    where case
+        when d.pinned is null
+            then not l.hidden and (l.in_latest > 0 or not l.named or l.left_at > now() - :grace::interval)
+        else exists (
+            select from manifest_blob e
+            join repository_manifest x on x.manifest = e.manifest and x.repository = d.repository
+            where e.blob = w.id and x.added <= d.pinned and (x.removed is null or x.removed > d.pinned)
         )
-        and case
-            when d.pinned is null
-                then not l.hidden and (l.in_latest > 0 or not l.named or l.left_at > now() - :grace::interval)
-            else exists (
-                select from manifest_blob e
-                join repository_manifest x on x.manifest = e.manifest and x.repository = d.repository
-                where e.blob = b.id and x.added <= d.pinned and (x.removed is null or x.removed > d.pinned)
-            )
-        end
+    end
     limit 1
 )
 select f.size, link_pushed_blob(:repository, f.id, f.size) from found f;

@@ -159,8 +159,7 @@ async def test_who_gives_back_while_somebody_gives_up_waiting_disturbs_neither()
     budget.give(10)
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    assert not budget.is_short
-    assert budget.free == 10
+    assert (budget.is_short, budget.free) == (False, 10)
 
 
 def test_chunks_that_are_just_a_part_do_not_use_all_parts_up() -> None:

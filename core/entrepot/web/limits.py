@@ -25,7 +25,10 @@ __all__ = ["RateLimit"]
 
 
 class RateLimit:
-    """The table of who has asked how much. It holds a bounded number of subjects, the least recent of which makes room."""
+    """The table of who has asked how much. It holds a bounded number of subjects, the least recent of which makes room.
+
+    `by_address`: whether addresses mean anything. Where no proxy tells them, a whole cluster may come from one, as nodes translate them.
+    """
 
     def __init__(
         self,
@@ -33,6 +36,7 @@ class RateLimit:
         rate: float,
         burst: int,
         table: int,
+        by_address: bool = True,
         refused: Counter | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -40,6 +44,7 @@ class RateLimit:
         # A hair more, since times are floats.
         self._ahead = (burst - 1) / rate + min(1e-6, 0.5 / rate)
         self._table = table
+        self._by_address = by_address
         self._full_at: OrderedDict[str, float] = OrderedDict()
         self._refused = refused
         self._clock = clock
@@ -49,6 +54,8 @@ class RateLimit:
 
     def admit(self, subject: str | None, address: str | None) -> None:
         """Count a request of a subject, or of an address where nobody stands behind it. Raises RegistryError 429."""
+        if not subject and not self._by_address:
+            return
         key = f"subject {subject}" if subject else network_of(address or "")
         now = self._clock()
         full_at = max(self._full_at.get(key, now), now)
@@ -61,6 +68,8 @@ class RateLimit:
 
     def check(self, address: str | None) -> None:
         """Raise as `admit` would for this address, and count nothing: for what is about to cost us something."""
+        if not self._by_address:
+            return
         key, now = network_of(address or ""), self._clock()
         ahead = self._full_at.get(key, now) - now
         if ahead > self._ahead:

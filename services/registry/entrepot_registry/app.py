@@ -178,7 +178,7 @@ async def open_registry(
         token_service = TokenService(session, settings, metrics=metrics)
         rule = PasswordRule(settings, proxies=Proxies(web_settings.trusted_proxies))
         logins = Logins(token_service, settings, rule=rule)
-        limit = _rate_limit(settings, metrics)
+        limit = _rate_limit(settings, metrics, by_address=bool(web_settings.trusted_proxies))
         guard = Guard(
             keys, settings, logins=logins, cache_hits=metrics.cache_hits, cache_misses=metrics.cache_misses, limit=limit
         )
@@ -239,11 +239,15 @@ async def _open_endpoints(
     }
 
 
-def _rate_limit(settings: RegistrySettings, metrics: RegistryMetrics) -> RateLimit | None:
+def _rate_limit(settings: RegistrySettings, metrics: RegistryMetrics, *, by_address: bool) -> RateLimit | None:
     if not settings.request_rate:
         return None
     return RateLimit(
-        rate=settings.request_rate, burst=settings.request_burst, table=settings.rate_table, refused=metrics.limited
+        rate=settings.request_rate,
+        burst=settings.request_burst,
+        table=settings.rate_table,
+        by_address=by_address,
+        refused=metrics.limited,
     )
 
 

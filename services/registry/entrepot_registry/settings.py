@@ -179,7 +179,7 @@ class RegistrySettings(Settings):
     """Processes that answer requests, on one port. All limits of memory, connections and rates are each process's own."""
 
     request_rate: float = 0.0
-    """Requests a second, in the long run, of one subject, or of one client address for those without one; 0: any number."""
+    """Requests a second, in the long run, of one subject, or, behind a trusted proxy, of one client address for those without one; 0: any number."""
 
     request_burst: int = 200
     """Requests that one subject or address may make at once before the rate holds."""

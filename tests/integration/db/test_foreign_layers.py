@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -33,7 +34,10 @@ FOREIGN = [b"far", b"farther", b"farthest"]
 
 def naming(number: int, *foreign: bytes) -> Image:
     """An image with a layer of everybody's, one of its own, and foreign ones."""
-    layers = [contents.descriptor(data, media_types.OCI_NONDISTRIBUTABLE_LAYER, urls=["https://example.test"]) for data in foreign]
+    layers = [
+        contents.descriptor(data, media_types.OCI_NONDISTRIBUTABLE_LAYER, urls=["https://example.test"])
+        for data in foreign
+    ]
     made = image(b"shared", b"own %d" % number, architecture=f"a{number}")
     near = [contents.descriptor(data, media_types.OCI_LAYER) for data in made.layers]
     return image(*made.layers, architecture=f"a{number}", layers=[*near, *layers])
@@ -75,7 +79,9 @@ RECOUNT = """
 
 async def check(owner: Connection, repository: int, number: int) -> None:
     """What a version that was just made says of its blobs equals a recount."""
-    columns = "select blobs, added_blobs, removed_blobs, size::numeric from version where repository = $1 and number = $2"
+    columns = (
+        "select blobs, added_blobs, removed_blobs, size::numeric from version where repository = $1 and number = $2"
+    )
     told = await owner.fetchrow(columns, repository, number)
     assert told is not None
     assert dict(told) == dict(await owner.fetchrow(RECOUNT, repository, number) or ())
@@ -87,13 +93,13 @@ def test_the_sums_of_every_version_equal_a_recount(template_database: str, datab
 
     @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
     @given(OPERATIONS)
-    def holds(operations: list[tuple[str, ...]]) -> None:
+    def holds(operations: list[tuple[Any, ...]]) -> None:
         asyncio.run(_check(database, operations))
 
     holds()
 
 
-async def _check(database: Database, operations: list[tuple[str, ...]]) -> None:
+async def _check(database: Database, operations: list[tuple[Any, ...]]) -> None:
     owner = await connect(database.settings(), application="test")
     try:
         namespace = uuid.uuid4().hex
@@ -113,8 +119,10 @@ async def _check(database: Database, operations: list[tuple[str, ...]]) -> None:
                 if done.version is not None:
                     await check(owner, repository, done.version)
             else:
-                await _bring(owner, repository, kind, arguments[0])  # type: ignore[arg-type]
-        last = await owner.fetchrow("select blobs, size from version where repository = $1 order by number desc", repository)
+                await _bring(owner, repository, kind, arguments[0])
+        last = await owner.fetchrow(
+            "select blobs, size from version where repository = $1 order by number desc", repository
+        )
         assert last is not None
         assert (last["blobs"], last["size"]) == (0, 0)
     finally:
@@ -136,7 +144,9 @@ async def _bring(owner: Connection, repository: int, kind: str, data: bytes) -> 
         try:
             await uploads.hide_blob(owner, repository, digest=digest)
         except StillReferenced:
-            assert await owner.fetchval("select bool_or(in_latest > 0) from repository_blob where repository = $1", repository)
+            assert await owner.fetchval(
+                "select bool_or(in_latest > 0) from repository_blob where repository = $1", repository
+            )
 
 
 async def test_a_layer_that_comes_late_is_in_the_sums_from_the_next_version_on(owner: Connection) -> None:

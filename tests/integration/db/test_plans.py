@@ -6,9 +6,11 @@ import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 
+from entrepot.db import uploads
 from entrepot.db.pool import Connection, connect, queries
 from tests.conftest import Database
 from tests.contents import make_repository
@@ -106,3 +108,53 @@ async def test_no_request_reads_a_table_from_one_end_to_the_other(owner: Connect
             if found:
                 wrong[f"{part}.{name} ({mode})"] = found
     assert wrong == {}
+
+
+SHARED = f"sha256:{'5' * 64}"
+# A blob that 20,000 private distributions have, beside 25,000 public ones that do not have it.
+SPREAD = f"""
+insert into blob (digest, size, inline, stored_at) values ('{SHARED}', 1, 'x', now());
+insert into repository_blob (repository, blob, size)
+    select d.repository, b.id, 1 from distribution d join blob b on b.digest = '{SHARED}'
+    where d.access = 'Private' order by d.repository limit 20000;
+insert into repository_blob (repository, blob, size)
+    select max(l.repository), b.id, 1 from repository_blob l join blob b on b.digest = '{DIGEST}' group by b.id;
+analyze repository_blob, blob;
+"""
+
+
+def rows(plan: dict[str, Any]) -> list[float]:
+    """How many rows each part of a plan read, in all of its loops."""
+    read = sum(plan.get(kind, 0) for kind in ("Actual Rows", "Rows Removed by Filter", "Rows Removed by Index Recheck"))
+    return [read * plan["Actual Loops"], *(count for part in plan.get("Plans", ()) for count in rows(part))]
+
+
+@pytest.mark.allow_blocking
+async def test_a_mount_without_a_source_is_bounded_and_finds_what_few_have_or_few_may_read(owner: Connection) -> None:
+    await owner.execute("insert into blob (digest, size, inline, stored_at) values ($1, 1, 'x', now())", DIGEST)
+    await owner.execute(SPREAD)
+    target = await owner.fetchval("select min(repository) from distribution where access = 'Public'")
+    names, strangers = [f"demo/app-{n}" for n in range(1, 9)], [str(UUID(int=0))] * 8
+    await owner.execute(f"prepare mount_blob as {queries('uploads').mount_blob.sql}")
+    for digest in (SHARED, DIGEST, f"sha256:{'6' * 64}"):
+        values = ", ".join(map(literal, [digest, names, strangers, None, ["other"], GRACE, target]))
+        for mode in ("force_generic_plan", "force_custom_plan"):
+            await owner.execute(f"set plan_cache_mode = {mode}")
+            explained = await owner.fetchval(f"explain (analyze, format json) execute mount_blob ({values})")
+            plan = json.loads(explained)[0]["Plan"]
+            assert max(rows(plan)) <= 2000, (digest, mode)
+            assert scans(plan) == [], (digest, mode)
+
+    async def mounted(digest: str, namespace: str) -> bool:
+        return await uploads.mount_blob(
+            owner, target, digest=digest, source=None, readable={}, namespaces=[namespace], grace=GRACE
+        )
+
+    last = "(select max(repository) from repository_blob l join blob b on b.id = l.blob where b.digest = $1)"
+    assert not await mounted(SHARED, "other")
+    await owner.execute(f"update distribution set namespace = 'few' where repository = {last}", SHARED)
+    assert await mounted(SHARED, "few"), "many have it, and few may be read"
+    await owner.execute(f"update distribution set access = 'Private' where repository = {last}", DIGEST)
+    assert not await mounted(DIGEST, "other")
+    await owner.execute(f"update distribution set access = 'Public' where repository = {last}", DIGEST)
+    assert await mounted(DIGEST, "other"), "few have it, and many may be read"

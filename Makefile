@@ -37,7 +37,7 @@ check: setup ## the fast gate: format, lint, types, layers, unit tests
 test: check test-integration test-cluster ## every test, those in the cluster included
 
 test-integration: setup ## real PostgreSQL, real S3, real registries
-	$(PYTHON) -m pytest -q tests/integration
+	$(PYTHON) -m pytest -q -n auto --maxprocesses 4 --dist loadfile tests/integration
 
 test-cluster: setup ## a real cluster: the project's own node, or the one that ENTREPOT_TEST_KUBECONFIG names
 	if [ -z "$${ENTREPOT_TEST_KUBECONFIG:-}" ]; then hack/cluster/up $(ENTREPOT_CACHE)/bin; CLUSTER_KIND=own hack/images; fi

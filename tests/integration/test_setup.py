@@ -110,6 +110,10 @@ async def test_running_the_set_up_again_changes_nothing_but_a_changed_password(s
 
 async def test_two_set_ups_at_once_do_not_disturb_each_other(setup: SetUp) -> None:
     await asyncio.gather(*(setup.set_up(PASSWORDS) for _ in range(4)))
+    for part in PARTS:
+        connection = await setup.connect(part)
+        assert await connection.fetchval("select current_user") == f"entrepot_{part}"
+        await connection.close()
 
 
 async def test_the_owner_is_no_superuser_and_migrates_all_the_same(setup: SetUp) -> None:
